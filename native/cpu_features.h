@@ -1,0 +1,21 @@
+// What this processor can run, asked once.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace anybit {
+
+// Ordered from the always available to the fastest; a kernel source is compiled once for each.
+enum class Isa { scalar, avx2, avx512 };
+
+const char* name(Isa isa);
+
+// Every feature kernels ask about, by its usual name; all false away from x86-64.
+std::vector<std::pair<std::string, bool>> cpu_features();
+
+// Empty when `isa` can run here, else the reason why not ("this CPU has no avx512bw").
+std::string refusal(Isa isa);
+
+}  // namespace anybit
