@@ -1,0 +1,66 @@
+"""The contract of a weight quantizer, and what calibration can tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from anybit.formats.decoder import Form
+from anybit.formats.terms import Term
+
+
+@dataclass(frozen=True)
+class InputStats:
+    """What calibration knows of one linear's input X [T, K].
+
+    Attributes:
+        tokens: T, the calibration tokens this layer saw; 0 when the method needs no calibration.
+        hessian: float32 [K, K] = 2/T * X^T X, or None.
+        inputs: float32 [S, K], an even sample of the rows of X, or None.
+        mean_abs: float32 [K], mean |x| of every input channel, or None.
+        name: the linear's module name, for messages and for methods that treat some layers apart.
+    """
+
+    tokens: int = 0
+    hessian: Tensor | None = None
+    inputs: Tensor | None = None
+    mean_abs: Tensor | None = None
+    name: str = ""
+
+
+class Method(BaseModel):
+    """A weight quantizer: its fields are the recipe's options with the paper's defaults, checked by pydantic.
+
+    Class attributes:
+        name: the word used in recipes.
+        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs"}; empty means no calibration.
+        rowwise: whether rows of a weight are quantized independently, so that linears sharing an input may be stacked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    rowwise: ClassVar[bool] = True
+
+    def plan(self, shape: tuple[int, int]) -> Form:
+        """The form that `quantize` will give a weight of `shape` (N, K), known before any work."""
+        raise NotImplementedError
+
+    def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
+        """Terms that stand for `weight` float32 [N, K]. Deterministic; `weight` is not changed."""
+        raise NotImplementedError
+
+
+def relative_output_error(weight: Tensor, quantized: Tensor, stats: InputStats) -> float:
+    """||X (W - Q)^T|| / ||X W^T|| from the Hessian where there is one, else ||W - Q|| / ||W|| (white input).
+
+    Both weights are float32 [N, K]; the result is >= 0, and 0 only when nothing was lost.
+    """
+    delta = weight - quantized
+    if stats.hessian is None:
+        return float(delta.norm() / weight.norm().clamp_min(1e-30))
+    lost = ((delta @ stats.hessian) * delta).sum().clamp_min(0)
+    return float((lost / ((weight @ stats.hessian) * weight).sum().clamp_min(1e-30)).sqrt())

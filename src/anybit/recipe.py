@@ -1,0 +1,186 @@
+"""Recipes: a method as data. Named stages with options and targets, checked whole before any work starts.
+
+    name: gptq-w4
+    stages:
+      weights:    [{name: gptq, targets: [linears], options: {bits: 4, group_size: 32}}]
+      embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
+
+`targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
+the first
+entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a tensor
+as it is.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anybit.errors import RecipeError, nearest
+from anybit.methods.awq import AWQ, AWQScale
+from anybit.methods.base import Method
+from anybit.methods.gptq import GPTQ
+from anybit.methods.rtn import RTN
+
+METHODS: dict[str, type[Method]] = {"rtn": RTN, "gptq": GPTQ, "awq": AWQ}
+TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
+KEEP = "float"
+WORDS = ("linears", "embedding", "head")
+StageName = Literal["transform", "weights", "embeddings"]
+
+
+class Entry(BaseModel):
+    """One step of a stage: which method, on what, with which options."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    targets: list[str] = ["linears"]
+    options: dict[str, Any] = {}
+
+
+class Recipe(BaseModel):
+    """A recipe file. `weights`, `activations`, `kv` and `needs` describe it to people; `stages` is what runs."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    paper: str
+    summary: str
+    weights: str
+    activations: str = "float"
+    kv: str = "float"
+    needs: list[str] = []
+    stages: dict[StageName, list[Entry]]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What will happen to a model: transforms for every block, and a method (None: keep float) per module name."""
+
+    transforms: tuple[AWQScale, ...]
+    methods: Mapping[str, Method | None]
+
+
+def list_recipes() -> list[dict[str, Any]]:
+    """All built-in recipes, by name, without their stages."""
+    found = [_parse(path.read_text(), path.name) for path in _builtin() if path.name.endswith(".yaml")]
+    return [recipe.model_dump(exclude={"stages"}) for recipe in sorted(found, key=lambda r: r.name)]
+
+
+def show_recipe(name: str) -> dict[str, Any]:
+    """One recipe in full. Raises RecipeError for an unknown name."""
+    return load_recipe(name).model_dump()
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A built-in recipe by name or a YAML file by path, with `stage.option=value` overrides applied.
+
+    An override goes to the first entry of its stage; `stage.name=method` exchanges the method itself.
+
+    Raises:
+        RecipeError: unknown name, file that does not parse, or an override that fits nothing.
+    """
+    builtin = {path.name.removesuffix(".yaml"): path for path in _builtin() if path.name.endswith(".yaml")}
+    path = Path(name)
+    if name in builtin:
+        recipe = _parse(builtin[name].read_text(), name)
+    elif path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"recipe file {name} does not exist")
+        recipe = _parse(path.read_text(), name)
+    else:
+        raise RecipeError(f"unknown recipe '{name}'{nearest(name, builtin)}")
+    for override in overrides:
+        _override(recipe, override)
+    return recipe
+
+
+def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, tied: bool) -> Assignment:
+    """Methods for every tensor of a model, with all problems of the recipe reported at once.
+
+    Raises:
+        RecipeError: unknown methods, options out of range, targets that match nothing, tensors that no entry covers.
+    """
+    problems: list[str] = []
+    transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
+    methods: dict[str, Method | None] = {}
+    ends = [embedding] if tied else [embedding, head]
+    words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
+    for stage, names in (("weights", list(linears)), ("embeddings", ends)):
+        for entry in recipe.stages.get(stage, []):  # type: ignore[call-overload]
+            method = None if entry.name == KEEP else _build(entry, METHODS, stage, problems)
+            for target in entry.targets:
+                matched = words[target] if target in words else fnmatch.filter(names, target)
+                if not [name for name in matched if name in names]:
+                    problems.append(
+                        f"{stage}: target '{target}' matches nothing{nearest(target, [*WORDS, *names][:400])}"
+                    )
+                for name in matched:
+                    methods.setdefault(name, method)
+    missing = [name for name in linears if name not in methods]
+    if missing:
+        problems.append(
+            f"weights: no entry covers {missing[0]} ({len(missing)} in all); add a target, or name: float to keep it"
+        )
+    if problems:
+        raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
+    return Assignment(
+        tuple(t for t in transforms if t is not None), {name: methods.get(name) for name in [*linears, *ends]}
+    )
+
+
+def _build(entry: Entry, table: Mapping[str, Any], stage: str, problems: list[str]) -> Any:
+    """The method of an entry with its options checked; None, with the reasons added to `problems`, when it does not
+    fit."""
+    if entry.name not in table:
+        problems.append(f"{stage}: unknown method '{entry.name}'{nearest(entry.name, [*table, KEEP])}")
+        return None
+    try:
+        return table[entry.name](**entry.options)
+    except ValidationError as error:
+        for issue in error.errors():
+            option = str(issue["loc"][0]) if issue["loc"] else ""
+            hint = nearest(option, table[entry.name].model_fields) if issue["type"] == "extra_forbidden" else ""
+            text = "unknown option" if issue["type"] == "extra_forbidden" else issue["msg"]
+            problems.append(f"{stage}.{option}: {text}{hint}")
+        return None
+
+
+def _override(recipe: Recipe, override: str) -> None:
+    path, equals, value = override.partition("=")
+    stage, dot, option = path.partition(".")
+    if not (equals and dot and option):
+        raise RecipeError(f"--set {override}: write stage.option=value, such as weights.bits=3")
+    if stage not in recipe.stages or not recipe.stages[stage]:
+        raise RecipeError(
+            f"--set {override}: recipe '{recipe.name}' has no stage '{stage}'{nearest(stage, recipe.stages)}"
+        )
+    entry = recipe.stages[stage][0]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: '{value}' is not a YAML value") from None
+    if option == "name":
+        entry.name, entry.options = str(parsed), {}
+    else:
+        entry.options[option] = parsed
+
+
+def _parse(text: str, where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {where} is not YAML: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        issues = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
+        raise RecipeError(f"recipe {where}: " + "; ".join(issues)) from None
+
+
+def _builtin() -> list[Any]:
+    return sorted(resources.files("anybit.recipes").iterdir(), key=lambda path: path.name)
