@@ -1,0 +1,204 @@
+"""Quantize one block: statistics of each group of linears on already quantized predecessors, terms, ledger rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from anybit.calibration.activations import Activations
+from anybit.calibration.parallel import Workers
+from anybit.calibration.statistics import BlockCall, collect
+from anybit.checkpoint.ledger import Row, form_word, row
+from anybit.errors import CalibrationError
+from anybit.formats.decoder import Form
+from anybit.formats.terms import Term, dense, row_slice, save_terms
+from anybit.layers.linear import kernel_name
+from anybit.methods.base import InputStats, Method, relative_output_error
+from anybit.methods.rtn import RTN
+from anybit.models.graph import BlockGraph, InputGroup, read_by_other_tokens
+
+CHUNK_WEIGHTS = 1 << 22  # weights of a table quantized at a time when its method needs no statistics
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized tensor ready to be saved: its module name, form, named tensors and ledger row."""
+
+    name: str
+    form: Form
+    tensors: dict[str, Tensor]
+    row: Row
+
+
+def quantize_block(
+    prefix: str,
+    call: BlockCall,
+    graph: BlockGraph,
+    source: Activations,
+    methods: Mapping[str, Method | None],
+    pool: Workers,
+    allow_unseen: bool,
+) -> list[Quantized]:
+    """Every linear of the block at `prefix`, in execution order; afterwards the block holds the dequantized weights.
+
+    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors.
+
+    Raises:
+        CalibrationError: an expert no calibration token reached, unless `allow_unseen`.
+    """
+    done: list[Quantized] = []
+    for stage in stages(graph):
+        needs = frozenset().union(*(m.needs for g in stage for n in g.linears if (m := methods.get(f"{prefix}.{n}"))))
+        first = [group.linears[0] for group in stage]
+        weights = first_token_weights(prefix, call, source, stage, methods)
+        statistics = (
+            collect(call, source, first, needs, pool, weights) if needs else {name: InputStats() for name in first}
+        )
+
+        def quantize_group(group: InputGroup, statistics: Mapping[str, InputStats] = statistics) -> list[Quantized]:
+            return _quantize_group(prefix, call.block, group, statistics[group.linears[0]], methods, allow_unseen)
+
+        done += [found for group in pool.map(quantize_group, stage) for found in group]
+    return done
+
+
+def first_token_weights(
+    prefix: str, call: BlockCall, source: Activations, stage: Sequence[InputGroup], methods: Mapping[str, Method | None]
+) -> dict[str, float]:
+    """As how many tokens the first of each sample counts in the Hessian of a group, where its method asks for more
+    than 1."""
+    weights = {}
+    for group in stage:
+        weight = max(getattr(methods.get(f"{prefix}.{name}"), "first_token_weight", 1.0) for name in group.linears)
+        if (
+            weight > 1
+            and group.experts is None
+            and read_by_other_tokens(call.block, source.read(0), call.arguments, group.linears)
+        ):
+            weights[group.linears[0]] = weight
+    return weights
+
+
+def stages(graph: BlockGraph) -> Iterator[list[InputGroup]]:
+    """Groups in execution order, one a stage; the experts of one list go together, all first groups before all
+    second."""
+    experts: dict[tuple[str, int], list[InputGroup]] = {}
+    depth: dict[tuple[str, int | None], int] = {}
+    order: list[tuple[str, int] | InputGroup] = []
+    for group in graph.groups:
+        if group.experts is None:
+            order.append(group)
+            continue
+        at = depth.get((group.experts, group.expert), 0)
+        depth[group.experts, group.expert] = at + 1
+        if (group.experts, at) not in experts:
+            order.append((group.experts, at))
+        experts.setdefault((group.experts, at), []).append(group)
+    for item in order:
+        yield [item] if isinstance(item, InputGroup) else experts[item]
+
+
+def quantize_table(name: str, weight: Tensor, method: Method) -> Quantized:
+    """A big table [V, H] by a method that needs no calibration, a few rows at a time.
+
+    Raises:
+        CalibrationError: the method does need calibration; embeddings and heads have none here.
+    """
+    if method.needs:
+        raise CalibrationError(
+            f"{name}: method '{method.name}' needs calibration inputs, which embeddings and heads do not have; use rtn"
+        )
+    step = max(1, CHUNK_WEIGHTS // weight.shape[1])
+    parts = [method.quantize(rows.float(), InputStats(name=name)) for rows in weight.split(step)]
+    lost = sum(
+        float((rows.float() - dense(terms)).square().sum())
+        for rows, terms in zip(weight.split(step), parts, strict=True)
+    )
+    size = sum(float(rows.float().square().sum()) for rows in weight.split(step))
+    saved = [
+        save_terms(terms, (len(rows), weight.shape[1]))[1]
+        for rows, terms in zip(weight.split(step), parts, strict=True)
+    ]
+    axis = {key: 1 if key == "weight" else 0 for key in saved[0]}
+    tensors = {key: torch.cat([part[key] for part in saved], axis[key]) for key in saved[0]}
+    form = method.plan((weight.shape[0], weight.shape[1]))
+    error = (lost / max(size, 1e-30)) ** 0.5
+    facts = row(
+        name, form_word(form), form, tensors, calibration_tokens=0, error=error, kernel=kernel_name(form, 1), notes=[]
+    )
+    return Quantized(name, form, tensors, facts)
+
+
+def _quantize_group(
+    prefix: str,
+    block: nn.Module,
+    group: InputGroup,
+    stats: InputStats,
+    methods: Mapping[str, Method | None],
+    allow_unseen: bool,
+) -> list[Quantized]:
+    done = []
+    for method, names in _by_method([(methods.get(f"{prefix}.{name}"), name) for name in group.linears]):
+        if method is None:
+            continue
+        notes: list[str] = []
+        if method.needs and stats.tokens == 0:
+            method = _without_tokens(f"{prefix}.{names[0]}", method, allow_unseen)
+            notes.append("no calibration token reached this expert: rounded to nearest")
+        weights: list[Tensor] = [block.get_parameter(f"{name}.weight") for name in names]
+        named = InputStats(stats.tokens, stats.hessian, stats.inputs, stats.mean_abs, f"{prefix}.{names[0]}")
+        together = method.quantize(torch.cat(weights) if len(weights) > 1 else weights[0], named)
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            terms = [row_slice(term, start, start + len(weight)) for term in together] if len(names) > 1 else together
+            start += len(weight)
+            done.append(_account(f"{prefix}.{name}", weight, terms, method, stats, notes))
+            weight.copy_(dense(terms))
+    return done
+
+
+def _account(
+    name: str, weight: Tensor, terms: Sequence[Term], method: Method, stats: InputStats, notes: list[str]
+) -> Quantized:
+    shape = (weight.shape[0], weight.shape[1])
+    form, tensors = save_terms(terms, shape)
+    if shape[1] % (size := form["terms"][0].get("group_size", shape[1])):
+        notes = [*notes, f"{size} does not divide {shape[1]} columns: the last group of each row has {shape[1] % size}"]
+    facts = row(
+        name,
+        form_word(method.plan(shape)),
+        form,
+        tensors,
+        calibration_tokens=stats.tokens,
+        error=relative_output_error(weight, dense(terms), stats),
+        kernel=kernel_name(form, 1),
+        notes=notes,
+    )
+    return Quantized(name, form, tensors, facts)
+
+
+def _without_tokens(name: str, method: Method, allowed: bool) -> Method:
+    """Round-to-nearest with the same grid, for an expert that saw nothing."""
+    if not allowed:
+        raise CalibrationError(
+            f"{name}: no calibration token reached this expert; use more text (--samples), or pass "
+            "--allow-unseen-experts to round its weights to nearest"
+        )
+    return RTN(**{key: value for key, value in method.model_dump().items() if key in RTN.model_fields})
+
+
+def _by_method(items: Sequence[tuple[Method | None, str]]) -> list[tuple[Method | None, list[str]]]:
+    """Names with equal methods together (if the method works row by row), in first-seen order."""
+    found: list[tuple[Method | None, list[str]]] = []
+    for method, name in items:
+        same = next(
+            (names for other, names in found if method is not None and method.rowwise and other == method), None
+        )
+        if same is None:
+            found.append((method, [name]))
+        else:
+            same.append(name)
+    return found

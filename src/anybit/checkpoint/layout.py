@@ -1,0 +1,61 @@
+"""What lies in a checkpoint directory, and how names map to files (docs/FORMAT.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from anybit.errors import FormatError
+
+VERSION = 1
+METHOD = "anybit"
+INDEX = "model.safetensors.index.json"
+
+
+def shard_name(number: int, count: int) -> str:
+    """File name of shard `number` of `count`, counted from 1."""
+    return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def quantization_config(recipe: str, layers: dict[str, Any]) -> dict[str, Any]:
+    """The `quantization_config` of config.json: how every quantized layer is written, by module name."""
+    return {"quant_method": METHOD, "version": VERSION, "recipe": recipe, "layers": layers}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of an anybit checkpoint.
+
+    Raises:
+        FormatError: not an anybit checkpoint, damaged, or written by a later version.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FormatError(f"{directory} has no config.json; give a directory that `anybit quantize` wrote")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise FormatError(
+            f"{path} is not JSON ({error.msg} at line {error.lineno}); restore it or quantize again"
+        ) from None
+    quantization = config.get("quantization_config") or {}
+    if quantization.get("quant_method") != METHOD:
+        found = quantization.get("quant_method", "no quantization at all")
+        raise FormatError(f"{directory} holds {found}, not an anybit checkpoint; quantize it with `anybit quantize`")
+    if quantization.get("version", 0) > VERSION:
+        raise FormatError(
+            f"{directory} has format version {quantization['version']}, this anybit reads {VERSION}; update anybit"
+        )
+    return config
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds an anybit checkpoint (damaged or not)."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return False
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return False
+    return (config.get("quantization_config") or {}).get("quant_method") == METHOD

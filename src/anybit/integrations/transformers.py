@@ -1,0 +1,90 @@
+"""transformers: after `register()` anybit checkpoints load with `from_pretrained`.
+
+A checkpoint's tensors have the names of module parameters, so nothing is converted on the way in. This module is
+imported while
+transformers itself is still being imported (`on_import.py`), so what needs its models is imported inside the hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from anybit.checkpoint.layout import METHOD, VERSION
+from anybit.errors import FormatError
+from anybit.layers.linear import Terms
+from anybit.layers.swap import swap_layers
+
+
+class AnybitConfig(QuantizationConfigMixin):
+    """The `quantization_config` of config.json: forms by layer name (docs/FORMAT.md)."""
+
+    def __init__(
+        self, version: int = VERSION, recipe: str = "", layers: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.quant_method: Any = METHOD
+        self.version, self.recipe, self.layers = version, recipe, layers or {}
+
+
+class AnybitQuantizer(HfQuantizer):
+    """Puts our empty layers into the model before its weights are read, and checks them afterwards."""
+
+    requires_calibration = True
+    quantization_config: AnybitConfig
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse a checkpoint of a later format."""
+        if self.quantization_config.version > VERSION:
+            raise FormatError(
+                f"format version {self.quantization_config.version}, this anybit reads {VERSION}; update anybit"
+            )
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from anybit.models.normalize import normalize
+        from anybit.models.structure import find_structure
+
+        normalize(model)
+        structure = find_structure(model)
+        with torch.device("meta"):
+            tied = (structure.embedding, structure.head) if structure.tied else None
+            swap_layers(model, self.quantization_config.layers, tied)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for name, module in model.named_modules():
+            if isinstance(module, Terms):
+                _check_layer(name, module)
+        return model
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Planes are what is saved and what is loaded, so saving is always possible."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes have no gradient; adapters on top may train."""
+        return False
+
+
+def register() -> None:
+    """Tell transformers about "anybit", once."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(AnybitConfig)
+        register_quantizer(METHOD)(AnybitQuantizer)
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
+    missing = [key for key, p in module.named_parameters(recurse=False) if p.is_meta]
+    if missing:
+        raise FormatError(f"the checkpoint lacks {name}.{missing[0]}")
+    assert isinstance(module, Terms)
+    module.terms()

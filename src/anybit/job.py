@@ -1,0 +1,151 @@
+"""What a quantization will do, decided before any work: model, structure, methods, sizes, memory; shared by quantize
+and plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from anybit.checkpoint.ledger import form_word
+from anybit.errors import InputError, PromiseError
+from anybit.formats.decoder import Form
+from anybit.formats.terms import bits_per_weight, stored_bits
+from anybit.memory import rss_bytes
+from anybit.models.source import ModelSource, open_model
+from anybit.models.structure import Structure, find_structure
+from anybit.recipe import Assignment, Recipe, assign, load_recipe
+
+GATE_ROWS = 8  # linears with fewer outputs are gates (Qwen-MoE's shared expert): nothing to gain, much to lose
+FLOAT = 4
+MOST_SAMPLES = 4
+HESSIAN_COPIES = 5  # H, its ordered copy, the flipped and the factored one, U
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model opened, understood and matched with a recipe.
+
+    `model` has no weights yet; `forms` holds the planned form of every tensor that will be quantized, by module name.
+    """
+
+    source: ModelSource
+    model: nn.Module
+    structure: Structure
+    recipe: Recipe
+    assignment: Assignment
+    forms: dict[str, Form]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors that stay float: the source's own, float32 where its config names none."""
+        return self.source.config.dtype if isinstance(self.source.config.dtype, torch.dtype) else torch.float32
+
+    def sizes(self) -> dict[str, Any]:
+        """`size_bytes` of all tensors, `float_bytes` they take now, `bits_per_weight` over the model; exact, before
+        any work."""
+        quantized = {f"{name}.weight" for name in self.forms}
+        owned = dict(self.model.named_parameters())  # without the duplicates of tied parameters
+        weights = sum(p.numel() for p in owned.values())
+        itemsize = self.dtype.itemsize
+        kept = sum(p.numel() for name, p in owned.items() if name not in quantized) * itemsize
+        size = kept + sum(stored_bits(form) for form in self.forms.values()) // 8
+        return {"size_bytes": size, "float_bytes": weights * itemsize, "bits_per_weight": 8 * size / weights}
+
+    def peak_bytes(self, samples_in_flight: int, seq_len: int) -> int:
+        """Estimated peak resident memory: the process now, one block, its statistics, the inputs of a few samples."""
+        blocks = [self.model.get_submodule(name) for name in self.structure.blocks]
+        block = max(sum(p.numel() for p in b.parameters()) for b in blocks) * FLOAT
+        widest = max((m.in_features for m in blocks[0].modules() if isinstance(m, nn.Linear)), default=0)
+        inputs = sum(m.in_features for m in blocks[0].modules() if isinstance(m, nn.Linear))
+        table = self.model.get_parameter(f"{self.structure.embedding}.weight").numel() * 2
+        activations = samples_in_flight * seq_len * inputs * FLOAT
+        return rss_bytes() + max(table, 2 * block + HESSIAN_COPIES * widest**2 * FLOAT + activations)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The plan tensor by tensor."""
+        return [
+            {"name": name, "form": form_word(form), "shape": form["shape"], "bits_per_weight": bits_per_weight(form)}
+            for name, form in self.forms.items()
+        ]
+
+
+def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
+    """Open and match; every problem with the model or the recipe shows here, before any work.
+
+    Raises:
+        InputError: the model cannot be read. StructureError: it is not understood. RecipeError: the recipe does not
+        fit.
+    """
+    chosen = load_recipe(recipe, overrides)
+    source = open_model(model)
+    skeleton = source.skeleton()
+    structure = find_structure(skeleton)
+    linears = tuple(
+        f"{block}.{name}"
+        for block in structure.blocks
+        for name, module in skeleton.get_submodule(block).named_modules()
+        if isinstance(module, nn.Linear) and module.out_features >= GATE_ROWS
+    )
+    assignment = assign(chosen, linears, structure.embedding, structure.head, structure.tied)
+    shapes = {name: skeleton.get_parameter(f"{name}.weight").shape for name in assignment.methods}
+    forms = {
+        name: method.plan((shapes[name][0], shapes[name][1])) for name, method in assignment.methods.items() if method
+    }
+    return Job(source, skeleton, structure, chosen, assignment, forms)
+
+
+def plan(
+    model: str, *, recipe: str, overrides: Sequence[str] = (), samples: int = 32, seq_len: int = 512
+) -> dict[str, Any]:
+    """What quantizing would give, without doing it: exact size, estimated memory. What cannot be known is None, never
+    guessed."""
+    job = open_job(model, recipe, overrides)
+    sizes = job.sizes()
+    predicted = {
+        "size_bytes": sizes["size_bytes"],
+        "peak_rss_bytes": job.peak_bytes(min(samples, MOST_SAMPLES), seq_len),
+        "seconds": None,
+        "kl": None,
+        "tokens_per_second": None,
+    }
+    return {
+        "model": model,
+        "choice": job.recipe.name,
+        "predicted": predicted,
+        "float_bytes": sizes["float_bytes"],
+        "bits_per_weight": sizes["bits_per_weight"],
+        "layers": job.layers(),
+    }
+
+
+def parse_bytes(text: str) -> int:
+    """`8GiB`, `500MB`, `3g` or plain bytes as a number. Raises InputError when it is none of these."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise InputError(f"--max-ram {text}: write a size such as 8GiB or 500MB")
+    base = 1024 if found[3] or (found[2] and not text.lower().strip().endswith("b")) else 1000
+    return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
+
+
+def samples_in_flight(job: Job, limit: int | None, seq_len: int) -> int:
+    """How many calibration samples may have their inputs in memory at once: up to `MOST_SAMPLES`, fewer to stay below
+    `limit`.
+
+    Raises:
+        PromiseError: not even one is expected to fit.
+    """
+    if limit is None:
+        return MOST_SAMPLES
+    fitting = [count for count in range(MOST_SAMPLES, 0, -1) if job.peak_bytes(count, seq_len) <= limit]
+    if not fitting:
+        raise PromiseError(
+            f"--max-ram {limit / 2**30:.2f}GiB is less than the {job.peak_bytes(1, seq_len) / 2**30:.2f}GiB this model "
+            f"needs block "
+            "by block; raise it, or lower --seq-len"
+        )
+    return fitting[0]

@@ -1,0 +1,100 @@
+"""A linear layer whose weight is a sum of terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anybit.formats.decoder import Form
+from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
+from anybit.kernels.linear_a16 import op as linear_a16
+
+
+class Terms(nn.Module):
+    """Holds the tensors of a form as parameters named as on disk (`weight` = the planes, `scale`, `zero`, ...)."""
+
+    def __init__(self, form: Form) -> None:
+        """Empty tensors on the default device; a checkpoint fills them."""
+        super().__init__()
+        self.form = form
+        for name, (shape, dtype) in tensor_specs(form).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False))
+        self._cached: list[Term] | None = None
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put real tensors in place of the empty ones; shapes and dtypes are checked when `terms()` is next asked."""
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        self._cached = None
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return int(self.form["shape"][0])
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return int(self.form["shape"][1])
+
+    def terms(self) -> list[Term]:
+        """The terms over the current parameters.
+
+        Raises:
+            FormatError: a parameter no longer has the shape or dtype its form says (a cast of the whole model, for
+            one).
+        """
+        if self._cached is None:
+            self._cached = load_terms(self.form, {name: p.data for name, p in self.named_parameters(recurse=False)})
+        return self._cached
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # Moving a model may replace parameters, and casting one must not touch codes, scales or tables.
+        self._cached = None
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+    def extra_repr(self) -> str:
+        """Shape and form for `print(model)`."""
+        parts = [f"{t.get('kind', t['term'])}{t.get('bits', '')}" for t in self.form["terms"]]
+        return f"{self.in_features}, {self.out_features}, form={'+'.join(parts)}"
+
+
+class QuantLinear(Terms):
+    """y = sum over terms(term(x)) + bias; x float [..., K] -> y [..., N] in the dtype of x."""
+
+    def __init__(self, form: Form, bias: bool) -> None:
+        super().__init__(form)
+        self.bias = nn.Parameter(torch.empty(form["shape"][0]), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        y = apply_terms(x, self.terms())
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def apply_terms(x: Tensor, terms: Sequence[Term]) -> Tensor:
+    """x float [..., K] through every term, added up in order: [..., N] in the dtype of x."""
+    total = apply_term(x, terms[0])
+    for term in terms[1:]:
+        total = total + apply_term(x, term)
+    return total
+
+
+def apply_term(x: Tensor, term: Term) -> Tensor:
+    """x float [..., K] through one term: affine codes on the kernel, everything else decoded to float and
+    multiplied."""
+    if isinstance(term, CodeTerm) and term.decoder.kind == "affine":
+        start, stop = term.columns
+        part = x if (start, stop) == (0, term.shape[1]) else x[..., start:stop]
+        parts = term.decoder.tensors()
+        form = term.decoder.form()
+        return linear_a16.linear(part, term.planes, parts["scale"], parts.get("zero"), form["group_size"], stop - start)
+    return nn.functional.linear(x, term.dense().to(x.dtype))
+
+
+def kernel_name(form: Form, tokens: int) -> str:
+    """Which implementation `apply_terms` uses here for a form and number of tokens; for the ledger and `inspect`."""
+    kinds = {part.get("kind", part["term"]) for part in form["terms"]}
+    return linear_a16.choose(tokens) if kinds == {"affine"} else "reference"

@@ -1,0 +1,149 @@
+"""The main job, whole: load -> transform -> statistics -> quantize -> ledger -> save, one block in memory at a time.
+
+Read this first. A *job* is a model matched with a recipe (`job.py`); a *run* is its state on disk (`run.py`, and
+`checkpoint/partial.py`, which makes every step atomic); `blocks.py` quantizes the linears of one block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anybit.blocks import quantize_block
+from anybit.calibration.parallel import workers
+from anybit.calibration.progress import Progress, silent
+from anybit.calibration.statistics import BlockCall, propagate
+from anybit.calibration.text import read_documents
+from anybit.calibration.tokens import calibration_tokens, data_identity
+from anybit.checkpoint.canary import CANARY, write_canary
+from anybit.checkpoint.finish import finish_directory
+from anybit.checkpoint.ledger import LEDGER, Ledger
+from anybit.checkpoint.partial import Partial
+from anybit.errors import InputError
+from anybit.job import Job, open_job, parse_bytes, samples_in_flight
+from anybit.memory import peak_rss_bytes
+from anybit.models.graph import trace_block
+from anybit.models.source import release
+from anybit.run import Run
+from anybit.transforms.awq_scale import scale_block
+
+
+def quantize(
+    model: str,
+    *,
+    recipe: str,
+    out: str,
+    calibration: str = "wiki",
+    samples: int = 32,
+    seq_len: int = 512,
+    seed: int = 0,
+    max_ram: str | None = None,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_unseen_experts: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantize `model` by `recipe` into directory `out`; returns the summary of `anybit quantize --json`.
+
+    The bytes written depend on model, recipe, data and seed alone: not on threads, memory limit or interruptions.
+
+    Raises:
+        AnybitError: InputError for input that does not fit, PromiseError for a limit that would not be kept; `out`
+        does not
+            exist then. What an interrupted run had finished stays in `out.partial` for `resume`.
+    """
+    started, progress = time.monotonic(), progress or silent
+    if device != "cpu":
+        raise InputError(f"--device {device}: this version quantizes on the CPU; leave --device out")
+    job = open_job(model, recipe, overrides)
+    in_flight = samples_in_flight(job, parse_bytes(max_ram) if max_ram else None, seq_len)
+    tokens = calibration_tokens(
+        job.source.tokenizer(), read_documents(calibration), samples=samples, seq_len=seq_len, seed=seed
+    )
+    identity = {
+        "model": job.source.identity(),
+        "recipe": job.recipe.model_dump(),
+        "data": data_identity(tokens, calibration),
+    }
+    partial = Partial(Path(out))
+    ledger = partial.finished(identity) if resume else None
+    if ledger is None:
+        account = {"model": model, "recipe": job.recipe.name, "identity": identity, **job.sizes()}
+        done = partial.begin(identity, resume, overwrite)
+        with workers(threads) as pool:
+            run = Run(job, partial, tokens, pool, in_flight, allow_unseen_experts)
+            enter(run, done)
+            for index, name in enumerate(job.structure.blocks):
+                progress("quantize blocks", index, len(job.structure.blocks))
+                if index >= run.next:
+                    step(run, index, name)
+            progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
+            leave(run)
+        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows)
+    return summary(job, ledger, out, time.monotonic() - started)
+
+
+def enter(run: Run, done: dict[str, Any]) -> None:
+    """Quantize the embedding, put its output on disk as the first hidden states; or pick up where `done` says."""
+    structure, source = run.job.structure, run.job.source
+    for name in structure.pre:
+        source.load_into(run.job.model.get_submodule(name), name)
+    table = run.table(structure.embedding)
+    if done:
+        run.resume(done)
+        return
+    hidden, canary = run.activations(0)
+    for sample, ids in enumerate(run.tokens):
+        hidden.write(sample, run.entry.hidden(ids))
+    canary.write(0, run.entry.hidden(run.canary))
+    run.commit(0, table, [structure.embedding, *structure.pre])
+
+
+def step(run: Run, index: int, name: str) -> None:
+    """Quantize block `index`, called `name`, and send the hidden states through what it became."""
+    (source, canary), (target, canary_target) = run.activations(index), run.activations(index + 1)
+    block = run.job.model.get_submodule(name)
+    run.job.source.load_into(block, name)
+    call = BlockCall(block, run.entry.arguments(run.tokens[0])[index], run.in_flight)
+    graph = trace_block(block, source.read(0), call.arguments)
+    for method in run.job.assignment.transforms:
+        scale_block(call, graph, source, method, run.pool)
+    done = quantize_block(name, call, graph, source, run.job.assignment.methods, run.pool, run.allow_unseen)
+    propagate(call, source, target, run.pool)
+    propagate(BlockCall(block, run.entry.arguments(run.canary)[index]), canary, canary_target, run.pool)
+    run.commit(index + 1, done, [name])
+    release(block)
+
+
+def leave(run: Run) -> None:
+    """Quantize the head, write the last shard and the canary's logits."""
+    structure, model = run.job.structure, run.job.model
+    ends = [structure.final_norm] if structure.final_norm else []
+    for name in ends:
+        run.job.source.load_into(model.get_submodule(name), name)
+    head = [] if structure.tied else run.table(structure.head)
+    run.store(run.shards, head, ends if structure.tied else [*ends, structure.head])
+    _, canary = run.activations(len(structure.blocks))
+    write_canary(run.partial.root / CANARY, run.canary, run.entry.logits(run.canary, canary.read(0)))
+
+
+def summary(job: Job, ledger: Ledger, out: str, seconds: float) -> dict[str, Any]:
+    """What `anybit quantize` tells: sizes in bytes, bits per weight over the whole model, this process's peak
+    memory."""
+    return {
+        "model": job.source.name,
+        "recipe": job.recipe.name,
+        "bits_per_weight": ledger.bits_per_weight,
+        "size_bytes": ledger.size_bytes,
+        "float_bytes": ledger.float_bytes,
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "layers": len(ledger.tensors),
+        "ledger": str(Path(out) / LEDGER),
+        "out": out,
+    }
