@@ -1,0 +1,1 @@
+"""Running a model: generation loop and streaming text."""
