@@ -52,6 +52,11 @@ class Affine:
         zero = (-low / scale.float()).round().clamp(0, steps)
         return cls(bits, group_size, scale, zero.to(torch.uint8))
 
+    def rows(self, start: int, stop: int) -> Affine:
+        """The grid of rows start..stop-1 alone."""
+        zero = None if self.zero is None else self.zero[start:stop]
+        return Affine(self.bits, self.group_size, self.scale[start:stop], zero)
+
     def _grid(self, columns: int) -> tuple[Tensor, Tensor | float]:
         scale = per_column(self.scale.float(), columns, self.group_size)
         if self.zero is None:

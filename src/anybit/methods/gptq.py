@@ -65,10 +65,10 @@ class GPTQ(AffineGrid):
         """Codes in natural column order with their loss, and the grid they refer to."""
         assert stats.hessian is not None
         weight, hessian = prepare(weight, stats.hessian)
-        first = self.fit(weight)
+        first = self.fit(weight, hessian.diagonal())
         order = column_order(self.order, hessian.diagonal(), first.group_size)
         group = (order // first.group_size).tolist()
-        columns = _Columns(first, group, None if self.static_groups else self)
+        columns = _Columns(first, group, None if self.static_groups else self, hessian.diagonal()[order])
         upper, damping = factor(hessian[order][:, order], self.damping)
         stops = block_stops(group, self.block, whole_groups=not self.static_groups)
         codes, loss = solve(weight[:, order], upper, columns.quantize, stops)
@@ -104,9 +104,9 @@ def block_stops(group: list[int], block: int, whole_groups: bool) -> list[int]:
 class _Columns:
     """The grid of each column's group in solver order; `refit` fits a group again when the walk enters it."""
 
-    def __init__(self, first: Affine, group: list[int], refit: GPTQ | None) -> None:
+    def __init__(self, first: Affine, group: list[int], refit: GPTQ | None, importance: Tensor) -> None:
         self._bits, self._group_size, self._symmetric = first.bits, first.group_size, first.zero is None
-        self._group, self._refit = group, refit
+        self._group, self._refit, self._importance = group, refit, importance
         self._scale = first.scale.float().t().contiguous()
         middle = torch.full_like(self._scale, 2.0 ** (first.bits - 1))
         self._zero = middle if first.zero is None else first.zero.float().t().contiguous()
@@ -115,7 +115,8 @@ class _Columns:
         """A `column_solver.Quantizer`."""
         g = self._group[i]
         if self._refit is not None and (i == 0 or self._group[i - 1] != g):
-            fitted = self._refit.fit(rest[i : i + self._group.count(g)].t())
+            run = slice(i, i + self._group.count(g))
+            fitted = self._refit.fit(rest[run].t(), self._importance[run])
             self._scale[g] = fitted.scale[:, 0].float()
             if fitted.zero is not None:
                 self._zero[g] = fitted.zero[:, 0].float()

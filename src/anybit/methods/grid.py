@@ -1,7 +1,12 @@
-"""Fitting an affine grid to weights: min-max, or the clip search of GPTQ's `mse` option (methods/gptq.md step 7)."""
+"""Fitting an affine grid to weights: min-max, or a search over shrunken ranges.
+
+`mse` is GPTQ's own search (methods/gptq.md step 7). `hessian` is ours: the same idea with the error of column k weighted by
+H_kk, so that what counts is what the input makes of it, at a third of the candidates and without the costly power 2.4.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -12,21 +17,23 @@ from anybit.formats.affine import Affine, group_range
 from anybit.formats.decoder import Form, groups
 from anybit.methods.base import Method
 
-CLIP_STEPS = 80  # candidates p = 1 - i/100, i = 0..79
-CLIP_NORM = 2.4
+SHRINKS = {"none": [], "mse": [1 - i / 100 for i in range(1, 80)], "hessian": [1 - i / 50 for i in range(1, 31)]}
+MSE_NORM = 2.4
+BLOCK_WEIGHTS = 1 << 16
 
 
 class AffineGrid(Method):
     """How an affine grid is fitted: the options and form that RTN, GPTQ and AWQ share.
 
-    `group_size` -1 means one group a row. `clip="mse"` keeps, per group, the shrink of the range with the least
-    sum |q(w) - w|^2.4; at 2 asymmetric bits both integer neighbours of the zero point are tried as well.
+    `group_size` -1 means one group a row. `clip` other than "none" keeps, per group, the shrink of the range with the least
+    error: "mse" sum |q(w) - w|^2.4, "hessian" sum H_kk (q(w) - w)^2. At 2 asymmetric bits both integer neighbours of the
+    zero point are tried as well.
     """
 
     bits: int = Field(default=4, ge=2, le=8)
     group_size: int = Field(default=32, ge=-1)
     symmetric: bool = False
-    clip: Literal["none", "mse"] = "none"
+    clip: Literal["none", "mse", "hessian"] = "none"
 
     @field_validator("group_size")
     @classmethod
@@ -47,28 +54,39 @@ class AffineGrid(Method):
         """The group size for rows of `columns`; the last group of a row is shorter when it does not divide them."""
         return columns if self.group_size == -1 else min(self.group_size, columns)
 
-    def fit(self, weight: Tensor) -> Affine:
-        """The grid for weight float32 [N, K]."""
+    def fit(self, weight: Tensor, importance: Tensor | None = None) -> Affine:
+        """The grid for weight float32 [N, K]; `importance` float32 [K] is diag H for clip "hessian" (None: all equal)."""
         group_size = self.columns_per_group(weight.shape[1])
+        grid = Affine.fit(weight, self.bits, group_size, self.symmetric)
         if self.clip == "none":
-            return Affine.fit(weight, self.bits, group_size, self.symmetric)
-        return self._search(weight, group_size)
+            return grid
+        parts = [self._search(rows, grid.rows(i, i + len(rows)), importance) for i, rows in _row_blocks(weight)]
+        zero = None if grid.zero is None else torch.cat([part.zero for part in parts if part.zero is not None])
+        return Affine(self.bits, group_size, torch.cat([part.scale for part in parts]), zero)
 
-    def _search(self, weight: Tensor, group_size: int) -> Affine:
-        low, high = group_range(weight, group_size)
-        best = Affine.from_range(low, high, self.bits, group_size, self.symmetric)
+    def _search(self, weight: Tensor, best: Affine, importance: Tensor | None) -> Affine:
+        low, high = group_range(weight, best.group_size)
         scale, zero = best.scale, best.zero
-        least = _group_loss(best, weight)
-        for i in range(1, CLIP_STEPS):
-            shrink = 1 - i / 100
-            for candidate in self._candidates(low * shrink, high * shrink, group_size):
-                loss = _group_loss(candidate, weight)
+        least = self._loss(best, weight, importance)
+        for shrink in SHRINKS[self.clip]:
+            for candidate in self._candidates(low * shrink, high * shrink, best.group_size):
+                loss = self._loss(candidate, weight, importance)
                 better = loss < least
                 least = torch.where(better, loss, least)
                 scale = torch.where(better, candidate.scale, scale)
                 if zero is not None and candidate.zero is not None:
                     zero = torch.where(better, candidate.zero, zero)
-        return Affine(self.bits, group_size, scale, zero)
+        return Affine(self.bits, best.group_size, scale, zero)
+
+    def _loss(self, grid: Affine, weight: Tensor, importance: Tensor | None) -> Tensor:
+        """The error `clip` minimises, per group [N, G]."""
+        lost = grid.decode(grid.encode(weight)) - weight
+        lost = lost.abs().pow(MSE_NORM) if self.clip == "mse" else lost.square()
+        if self.clip == "hessian" and importance is not None:
+            lost = lost * importance
+        count = groups(weight.shape[1], grid.group_size)
+        padded = torch.nn.functional.pad(lost, (0, count * grid.group_size - weight.shape[1]))
+        return padded.view(weight.shape[0], count, grid.group_size).sum(-1)
 
     def _candidates(self, low: Tensor, high: Tensor, group_size: int) -> list[Affine]:
         grid = Affine.from_range(low, high, self.bits, group_size, self.symmetric)
@@ -79,10 +97,7 @@ class AffineGrid(Method):
         return [Affine(self.bits, group_size, grid.scale, side) for side in sides]
 
 
-def _group_loss(grid: Affine, weight: Tensor) -> Tensor:
-    """sum |q(w) - w|^2.4 per group, [N, G]."""
-    columns = weight.shape[1]
-    lost = (grid.decode(grid.encode(weight)) - weight).abs().pow(CLIP_NORM)
-    count = groups(columns, grid.group_size)
-    padded = torch.nn.functional.pad(lost, (0, count * grid.group_size - columns))
-    return padded.view(weight.shape[0], count, grid.group_size).sum(-1)
+def _row_blocks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Rows a few at a time, so that a search goes over data that stays in the cache."""
+    step = max(1, BLOCK_WEIGHTS // weight.shape[1])
+    return ((i, weight[i : i + step]) for i in range(0, len(weight), step))

@@ -21,5 +21,5 @@ class RTN(AffineGrid):
 
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """One affine code term."""
-        grid = self.fit(weight)
+        grid = self.fit(weight, None if stats.hessian is None else stats.hessian.diagonal())
         return [CodeTerm.from_codes(grid.encode(weight), grid)]

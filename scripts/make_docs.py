@@ -1,0 +1,104 @@
+"""Write the reference pages that would go stale by hand: docs/cli.md from `--help`, docs/methods.md from the recipes.
+
+Run: python scripts/make_docs.py            writes them
+     python scripts/make_docs.py --check    changes nothing; exits 1, naming the page, when one is stale
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from anybit.cli import main as anybit
+from anybit.cli.app import COMMANDS
+from anybit.recipe import list_recipes
+
+ROOT = Path(__file__).parents[1]
+NOTE = "<!-- Written by scripts/make_docs.py; do not edit. -->"
+WIDTH = "100"
+
+CLI_HEAD = """# Command line
+
+Exit codes: 0 ok · 2 wrong usage or input · 3 a promise was not met (budget, ledger, quality gate) · 1 a bug (set
+`ANYBIT_DEBUG=1` for the traceback) · 130 interrupted. With `--json`, stdout holds exactly one JSON value; everything for
+people goes to stderr. Progress bars appear only when stderr is a terminal.
+"""
+METHODS_HEAD = """# Methods
+
+Every published method is a recipe: a short YAML file in `src/anybit/recipes/`. `anybit recipes NAME` shows one in full,
+`--set stage.option=value` changes an option, and your own YAML file works in place of a name.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """0 when all pages are up to date, or have been written."""
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if arguments == ["--check"]:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale; run python scripts/make_docs.py", file=sys.stderr)
+        return 1 if stale else 0
+    if arguments:
+        print(f"unknown arguments {' '.join(arguments)}; the only one is --check", file=sys.stderr)
+        return 2
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(pages()[path], encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+def pages() -> dict[Path, str]:
+    """The text of every generated page."""
+    return {ROOT / "docs" / "cli.md": cli_page(), ROOT / "docs" / "methods.md": methods_page()}
+
+
+def cli_page() -> str:
+    """The help of `anybit` and of each command."""
+    sections = [f"## anybit {name}\n\n{_block(help_text(name))}" for name, _, _ in COMMANDS]
+    return "\n".join([CLI_HEAD, NOTE, "", _block(help_text()), *sections])
+
+
+def help_text(*command: str) -> str:
+    """What `anybit COMMAND --help` prints, at a fixed width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDTH
+    try:
+        with redirect_stdout(io.StringIO()) as out:
+            anybit([*command, "--help"])
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+    return out.getvalue().strip()
+
+
+def methods_page() -> str:
+    """One row per recipe."""
+    recipes = list_recipes()
+    rows = [
+        [f"`{r['name']}`", r["weights"], r["activations"], r["kv"], ", ".join(r["needs"]) or "nothing", r["paper"]]
+        for r in recipes
+    ]
+    table = [
+        _row(["recipe", "weights", "activations", "KV cache", "needs", "paper"]),
+        _row(["---"] * 6),
+        *map(_row, rows),
+    ]
+    summaries = [f"- **{r['name']}**: {r['summary']}." for r in recipes]
+    return "\n".join([METHODS_HEAD, NOTE, "", *table, "", *summaries, ""])
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text}\n```\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
