@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 ANYBIT_THREADS=1 TOKENIZERS_PARALLELISM=false HF_H
 .PHONY: demo test check format bench wheel sanitize clean
 
 demo: $(VENV)/.built
-	$(BIN)/anybit demo --out $(OUT)
+	$(BIN)/anybit demo --out $(OUT) --overwrite
 
 test: $(VENV)/.built
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -rs

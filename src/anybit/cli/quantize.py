@@ -28,6 +28,9 @@ def quantize(
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute")] = "cpu",
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads; all cores unless said")] = None,
+    allow_unseen_experts: Annotated[
+        bool, typer.Option("--allow-unseen-experts", help="Round experts that saw no calibration token to nearest")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing")] = False,
@@ -60,6 +63,7 @@ def quantize(
             overrides=overrides,
             resume=resume,
             overwrite=overwrite,
+            allow_unseen_experts=allow_unseen_experts,
             threads=threads,
             progress=progress,
         )

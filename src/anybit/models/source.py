@@ -39,16 +39,16 @@ def open_model(model: str | Path) -> ModelSource:
     """
     name = str(model)
     path = Path(name).expanduser()
+    if name == "demo":  # the word wins over a directory of that name; "./demo" means the directory
+        from anybit.models.demo import demo_directory
+
+        return ModelSource(demo_directory(), name)
     if path.is_dir():
         return ModelSource(path, name)
     if name.endswith(".gguf"):
         from anybit.models.gguf import converted
 
         return ModelSource(converted(path), name)
-    if name == "demo":
-        from anybit.models.demo import demo_directory
-
-        return ModelSource(demo_directory(), name)
     if path.exists():
         raise InputError(f"{name}: a file, but not .gguf; give a model directory, a .gguf file, a hub id or 'demo'")
     if not _HUB_ID.fullmatch(name):
