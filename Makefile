@@ -22,7 +22,8 @@ check: $(VENV)/.built
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_sizes.py
-	$(if $(wildcard scripts/make_docs.py),$(BIN)/python scripts/make_docs.py --check)
+	$(BIN)/python scripts/make_docs.py --check
+	$(BIN)/python scripts/make_chart.py --check
 
 format: $(VENV)/.built
 	$(BIN)/ruff format $(SOURCES)

@@ -18,7 +18,7 @@ import anybit
 from anybit.cli.machine import machine
 from anybit.evaluate.run import evaluate
 
-WINDOWS = 48
+WINDOWS = 24
 CTX = 512
 
 
@@ -50,7 +50,10 @@ def main() -> None:
             row = measure(spec, Path(directory) / "checkpoint")
         table["rows"].append(row)
         options.out.write_text(json.dumps(table, indent=1) + "\n")
-        print(f"{spec:40} {100 * (row['perplexity_ratio'] - 1):+.2f} %  KL {row['kl_mean']:.4f}  {row['seconds']:.0f} s", flush=True)
+        print(
+            f"{spec:40} {100 * (row['perplexity_ratio'] - 1):+.2f} %  KL {row['kl_mean']:.4f}  {row['seconds']:.0f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ namespace anybit {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(20);
+constexpr std::size_t kBlocksPerThread = 4;  // enough that a slow core does less, few enough that claims cost nothing
 
 // Returns once `word` differs from `old`: looks often for kSpin, giving the core away now and then, and sleeps after that.
 void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
@@ -36,64 +37,71 @@ void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
   }
 }
 
+// A job is `blocks_` stretches of rows; whoever is awake claims the next one by lowering `unclaimed_`, and `unfinished_` says
+// when all are done. The caller works too and waits for claimed blocks only: a worker that the system wakes late, because a
+// neighbour holds its core, costs nothing.
 class Pool {
  public:
   explicit Pool(int count) : count_(count) {
-    for (int id = 1; id < count; ++id) workers_.emplace_back([this, id] { work(id); });
+    for (int id = 1; id < count; ++id) workers_.emplace_back([this] { work(); });
   }
 
   ~Pool() {
     task_ = nullptr;
-    publish();
+    publish(workers_.size());  // one last block each, that ends it
     for (auto& worker : workers_) worker.join();
   }
 
   int count() const { return count_; }
 
   void run(std::size_t items, std::size_t grain, Task task, void* context) {
+    const std::size_t grains = (items + grain - 1) / grain;
+    const std::size_t block = (grains + count_ * kBlocksPerThread - 1) / (count_ * kBlocksPerThread) * grain;
     std::unique_lock lock(busy_, std::try_to_lock);
-    if (!lock || count_ == 1 || items <= grain) return task(context, 0, items);
-    items_ = items, grain_ = grain, task_ = task, context_ = context;
-    pending_.store(static_cast<std::uint32_t>(count_ - 1), std::memory_order_relaxed);
-    publish();
-    run_share(0);
-    for (auto left = pending_.load(std::memory_order_acquire); left; left = pending_.load(std::memory_order_acquire))
-      await_change(pending_, left);
+    if (!lock || count_ == 1 || items <= block) return task(context, 0, items);
+    items_ = items, block_ = block, blocks_ = (items + block - 1) / block, task_ = task, context_ = context;
+    unfinished_.store(static_cast<std::uint32_t>(blocks_), std::memory_order_relaxed);
+    publish(blocks_);
+    run_blocks();
+    for (auto left = unfinished_.load(std::memory_order_acquire); left; left = unfinished_.load(std::memory_order_acquire))
+      await_change(unfinished_, left);
   }
 
   void wait_idle() { std::lock_guard lock(busy_); }
 
  private:
-  void publish() {
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
+  void publish(std::size_t blocks) {
+    unclaimed_.store(static_cast<std::uint32_t>(blocks), std::memory_order_release);
+    unclaimed_.notify_all();
   }
 
-  void run_share(int id) {
-    const std::size_t blocks = (items_ + grain_ - 1) / grain_;
-    const std::size_t begin = blocks * id / count_ * grain_;
-    const std::size_t end = std::min(items_, blocks * (id + 1) / count_ * grain_);
-    if (begin < end) task_(context_, begin, end);
-  }
-
-  void work(int id) {
-    for (std::uint32_t seen = 0;; ++seen) {
-      await_change(generation_, seen);
-      if (!task_) return;
-      run_share(id);
-      pending_.fetch_sub(1, std::memory_order_acq_rel);
-      pending_.notify_one();
+  // False when the pool ends. The job's description is read only under a claim: until that block is finished it cannot change.
+  bool run_blocks() {
+    auto left = unclaimed_.load(std::memory_order_relaxed);
+    while (left) {
+      if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_relaxed)) continue;
+      if (!task_) return false;
+      const std::size_t begin = (blocks_ - left) * block_;
+      task_(context_, begin, std::min(items_, begin + block_));
+      if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
+      left = unclaimed_.load(std::memory_order_relaxed);
     }
+    return true;
+  }
+
+  void work() {
+    do await_change(unclaimed_, 0);
+    while (run_blocks());
   }
 
   int count_;
   std::vector<std::thread> workers_;
   std::mutex busy_;
-  std::size_t items_ = 0, grain_ = 1;
+  std::size_t items_ = 0, block_ = 0, blocks_ = 0;
   Task task_ = nullptr;
   void* context_ = nullptr;
-  alignas(64) std::atomic<std::uint32_t> generation_{0};
-  alignas(64) std::atomic<std::uint32_t> pending_{0};
+  alignas(64) std::atomic<std::uint32_t> unclaimed_{0};
+  alignas(64) std::atomic<std::uint32_t> unfinished_{0};
 };
 
 int default_threads() {

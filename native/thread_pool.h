@@ -1,4 +1,4 @@
-// A small persistent pool: one caller and `threads() - 1` workers split a range statically.
+// A small persistent pool: one caller and `threads() - 1` workers share a range, block by block.
 //
 // Workers spin briefly after a job (a decode step is hundreds of short jobs), yield, then sleep in the kernel: an idle pool costs
 // nothing, and a busy neighbour is never starved. A pool that is already working makes the second caller do its job alone.

@@ -1,4 +1,4 @@
-"""The README's picture, drawn from the committed measurements: perplexity lost against bits per weight.
+"""The README's picture and table, made from the committed measurements: quality lost against bits per weight.
 
 python scripts/make_chart.py [--check]
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "benchmarks" / "results" / "quality-smollm2.json"
+README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "quality.svg"
 COLOURS = {"rtn": "#8a8f98", "awq": "#c98a1b", "gptq": "#2f6fde"}
 NAMES = {"rtn": "round to nearest", "awq": "AWQ", "gptq": "GPTQ"}
@@ -56,7 +57,9 @@ def lost(row: dict[str, Any]) -> float:
 def _point(row: dict[str, Any], colour: str, low: float, high: float) -> str:
     x = x_of(row["bits_per_weight"], low, high)
     ends = [y_of(100 * (row[key] - 1)) for key in ("perplexity_ratio_low", "perplexity_ratio_high")]
-    bar = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+    bar = (
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+    )
     return bar + f'<circle cx="{x:.1f}" cy="{y_of(lost(row)):.1f}" r="4.5" fill="{colour}"/>'
 
 
@@ -84,18 +87,51 @@ def _frame(low: float, high: float) -> str:
     return "\n".join(parts)
 
 
+def table(data: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The same measurements as a Markdown table, best first within each width, and where they come from."""
+    lines = ["| recipe | bits per weight | size | perplexity | KL | same token |", "|---|---|---|---|---|---|"]
+    first = rows[0]
+    float_bytes = 269  # MB, bf16
+    lines.append(f"| float model | 16 | {float_bytes} MB | {first['baseline_perplexity']:.2f} | "
+                 f"{first['kl_noise_floor']:.4f} (bf16 noise) | |")  # fmt: skip
+    for row in sorted(rows, key=lambda r: (-round(r["bits_per_weight"], 1), r["perplexity_ratio"])):
+        name = " ".join([f"`{row['recipe']}`", *(f"`--set {o}`" for o in row["overrides"])])
+        half = 50 * (row["perplexity_ratio_high"] - row["perplexity_ratio_low"])
+        lines.append(
+            f"| {name} | {row['bits_per_weight']:.2f} | {row['size_bytes'] / 1e6:.0f} MB | {lost(row):+.1f} % ± {half:.1f} "
+            f"| {row['kl_mean']:.3f} | {100 * row['top1_agreement']:.0f} % |"
+        )
+    where = data["machine"]
+    lines.append("")
+    lines.append(
+        f"SmolLM2-135M-Instruct, {first['tokens']:,} held-out tokens, paired 95 % intervals; embedding and head at 8 bits; "
+        f"`{data['command']}`, {where['processor']}, {where['cores']} cores."
+    )
+    return "\n".join(lines)
+
+
+def with_table(readme: str, made: str) -> str:
+    """The README with the part between the two markers replaced."""
+    opening, closing = "<!-- quality table: scripts/make_chart.py -->\n", "\n<!-- /quality table -->"
+    before, _, rest = readme.partition(opening)
+    return before + opening + made + closing + rest.partition(closing.lstrip())[2]
+
+
 def main() -> None:
-    """Draw, or with --check fail when the picture is not what the data says."""
-    picture = draw([r for r in json.loads(DATA.read_text())["rows"] if r["recipe"].split("-")[0] in COLOURS and _plain(r)])
-    if "--check" not in sys.argv:
-        PICTURE.write_text(picture)
-    elif not PICTURE.is_file() or PICTURE.read_text() != picture:
-        sys.exit(f"{PICTURE.relative_to(ROOT)} is stale; run python scripts/make_chart.py")
+    """Make both, or with --check fail when either is not what the data says."""
+    data = json.loads(DATA.read_text())
+    rows = [r for r in data["rows"] if r["recipe"].split("-")[0] in COLOURS and _plain(r)]
+    wanted = {PICTURE: draw(rows), README: with_table(README.read_text(), table(data, rows))}
+    for path, text in wanted.items():
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.is_file() or path.read_text() != text:
+            sys.exit(f"{path.relative_to(ROOT)} is stale; run python scripts/make_chart.py")
 
 
 def _plain(row: dict[str, Any]) -> bool:
     """Rows that differ in weight bits only."""
-    return all(".bits=" in override for override in row["overrides"])
+    return all(override.startswith("weights.bits=") for override in row["overrides"])
 
 
 if __name__ == "__main__":

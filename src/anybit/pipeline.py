@@ -54,8 +54,7 @@ def quantize(
 
     Raises:
         AnybitError: InputError for input that does not fit, PromiseError for a limit that would not be kept; `out`
-        does not
-            exist then. What an interrupted run had finished stays in `out.partial` for `resume`.
+            does not exist then. What an interrupted run had finished stays in `out.partial` for `resume`.
     """
     started, progress = time.monotonic(), progress or silent
     if device != "cpu":

@@ -6,9 +6,8 @@
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
 
 `targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
-the first
-entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a tensor
-as it is.
+the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
+tensor as it is.
 """
 
 from __future__ import annotations
@@ -113,14 +112,15 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     ends = [embedding] if tied else [embedding, head]
     words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
     for stage, names in (("weights", list(linears)), ("embeddings", ends)):
+        own = set(names)
         for entry in recipe.stages.get(stage, []):  # type: ignore[call-overload]
             method = None if entry.name == KEEP else _build(entry, METHODS, stage, problems)
             for target in entry.targets:
-                matched = words[target] if target in words else fnmatch.filter(names, target)
-                if not [name for name in matched if name in names]:
-                    problems.append(
-                        f"{stage}: target '{target}' matches nothing{nearest(target, [*WORDS, *names][:400])}"
-                    )
+                chosen = words[target] if target in words else fnmatch.filter(names, target)
+                matched = [name for name in chosen if name in own]
+                if not matched:
+                    known = [*(word for word in WORDS if own.intersection(words[word])), *names]
+                    problems.append(f"{stage}: target '{target}' matches nothing{nearest(target, known[:400])}")
                 for name in matched:
                     methods.setdefault(name, method)
     missing = [name for name in linears if name not in methods]

@@ -1,8 +1,7 @@
 """What the blocks of a model are called with, found without their weights.
 
 The model runs with its embedding loaded and every block replaced by a stand-in, so position embeddings, masks and
-per-layer
-arguments are the model's own and no architecture needs code here.
+per-layer arguments are the model's own and no architecture needs code here.
 """
 
 from __future__ import annotations

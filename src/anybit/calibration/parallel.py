@@ -1,8 +1,7 @@
 """Work on several cores whose results do not depend on how many there are.
 
 Threaded matrix products add up in an order that follows the thread count, so quantized bytes would too. Here every
-task runs
-on one thread, tasks are cut the same way whatever the machine, and results are combined in task order.
+task runs on one thread, tasks are cut the same way whatever the machine, and results are combined in task order.
 """
 
 from __future__ import annotations

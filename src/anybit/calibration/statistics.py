@@ -89,12 +89,12 @@ class _Sum:
         self.tokens += sum(len(x) for x in inputs)
         self.counted += sum(len(x) + self.first_token - 1 for x in inputs)
         if self.hessian is not None:
-            total = self.hessian
+            total, weighted = self.hessian, inputs
             if self.first_token != 1:
-                inputs = [torch.cat([x[:1] * self.first_token**0.5, x[1:]]) for x in inputs]
+                weighted = [torch.cat([x[:1] * self.first_token**0.5, x[1:]]) for x in inputs]
 
             def strip(start: int) -> None:
-                for x in inputs:
+                for x in weighted:
                     total[start : start + STRIP].addmm_(x[:, start : start + STRIP].t(), x)
 
             pool.map(strip, range(0, total.shape[0], STRIP))

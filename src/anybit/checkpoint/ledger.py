@@ -26,8 +26,7 @@ class Row(BaseModel):
     `planned` and `actual` are words such as "affine4g32"; `error` is the relative output error on the calibration
     inputs (or the
     relative weight error where none were needed, then `calibration_tokens` is 0); `kernel` runs it on the machine
-    that wrote
-    the row; `sha256` holds one hash per tensor on disk.
+    that wrote the row; `sha256` holds one hash per tensor on disk.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import cast
@@ -18,6 +19,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from anybit.engine.detokenize import Detokenizer
 from anybit.errors import InputError, PromiseError
+from anybit.layers.linear import Terms
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "user", "content": "..."}`."""
@@ -157,13 +159,31 @@ def _tokens(model: PreTrainedModel, prompt_ids: list[int], sampler: _Sampler) ->
     only_last = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
     step = torch.tensor([prompt_ids], device=model.device)
     cache = None
+    quantized = any(isinstance(module, Terms) for module in model.modules())
     while True:
-        with torch.inference_mode():
+        with torch.inference_mode(), _torch_threads(1 if quantized and cache is not None else None):
             output = model(input_ids=step, past_key_values=cache, use_cache=True, **only_last)
             token = sampler(output.logits[0, -1])
         yield token
         cache = output.past_key_values
         step = torch.tensor([[token]], device=model.device)
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Run the body with this many torch threads, None: as many as before.
+
+    In a decode step our own threads do the work that is worth sharing. Torch has only small operations left, and its
+    workers, spinning between them, hold the cores that ours need: a step takes up to three times as long
+    (kernels/linear_a16/NOTES.md).
+    """
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_length(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:

@@ -3,8 +3,7 @@
 E4M3 is the OCP "fn" format (no infinity, one NaN per sign, largest 448); E5M2 is IEEE-like (infinity and NaN exist,
 largest
 57344). Every other ExMy uses all its codes for numbers, as the OCP FP6 and FP4 formats do. Encoding saturates and
-rounds to
-nearest, ties to even; it never makes an infinity or NaN.
+rounds to nearest, ties to even; it never makes an infinity or NaN.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 bit.
 
 Codes of width b in 1..8 become `uint8 [b, N, ceil(K/8)]`. Plane 0 holds the most significant bit, so the first p
-planes of a
-nested weight are the p-bit weight. Within a row, column k is bit `k % 8` (little-endian) of byte `k // 8`; padding
-bits are 0.
+planes of a nested weight are the p-bit weight. Within a row, column k is bit `k % 8` (little-endian) of byte `k // 8`;
+padding bits are 0.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def unpack(planes: Tensor, columns: int) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=planes.device)
     codes = torch.zeros(rows, columns, dtype=torch.uint8, device=planes.device)
     for plane in planes:
-        ones = ((plane[:, :, None] >> shifts) & 1).view(rows, -1)[:, :columns]
+        ones = ((plane[:, :, None] >> shifts) & 1).flatten(1)[:, :columns]
         codes = codes * 2 + ones if bits > 1 else ones.clone()
     return codes
 

@@ -1,8 +1,7 @@
 """Makes transformers know anybit checkpoints, without importing transformers before the user does.
 
 transformers has no entry point for quantizers; registering needs its `quantizers` module. If that is loaded already
-we register
-at once, otherwise the first import of it is followed by our registration.
+we register at once, otherwise the first import of it is followed by our registration.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def register_with_transformers() -> None:
 
 
 def _register() -> None:
-    importlib.import_module("anybit.integrations.transformers").register()
+    importlib.import_module("anybit.integrations.transformers")  # registers as it is imported
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

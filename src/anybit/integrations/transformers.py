@@ -1,8 +1,8 @@
-"""transformers: after `register()` anybit checkpoints load with `from_pretrained`.
+"""transformers: once this module is imported, anybit checkpoints load with `from_pretrained`.
 
 A checkpoint's tensors have the names of module parameters, so nothing is converted on the way in. This module is
-imported while
-transformers itself is still being imported (`on_import.py`), so what needs its models is imported inside the hooks.
+imported while transformers itself is still being imported (`on_import.py`), so what needs its models is imported inside
+the hooks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
@@ -60,9 +59,15 @@ class AnybitQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        for name, module in model.named_modules():
+        # transformers marks what it read, and gives random numbers and a warning to a parameter that is in no shard.
+        missing = [name for name, p in model.named_parameters() if not getattr(p, "_is_hf_initialized", False)]
+        if missing:
+            raise FormatError(
+                f"the checkpoint lacks {missing[0]} ({len(missing)} missing in all); restore its files or quantize again"
+            )
+        for module in model.modules():
             if isinstance(module, Terms):
-                _check_layer(name, module)
+                module.terms()
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -75,16 +80,6 @@ class AnybitQuantizer(HfQuantizer):
         return False
 
 
-def register() -> None:
-    """Tell transformers about "anybit", once."""
-    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        register_quantization_config(METHOD)(AnybitConfig)
-        register_quantizer(METHOD)(AnybitQuantizer)
-
-
-def _check_layer(name: str, module: nn.Module) -> None:
-    missing = [key for key, p in module.named_parameters(recurse=False) if p.is_meta]
-    if missing:
-        raise FormatError(f"the checkpoint lacks {name}.{missing[0]}")
-    assert isinstance(module, Terms)
-    module.terms()
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(AnybitConfig)
+    register_quantizer(METHOD)(AnybitQuantizer)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from anybit.formats.decoder import Form
 from anybit.formats.planes import unpack
 from anybit.formats.terms import DECODERS, CodeTerm
-from anybit.layers.linear import Terms, apply_terms
+from anybit.layers.linear import Terms
 
 
 class QuantEmbedding(Terms):
@@ -61,4 +61,4 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the head."""
-        return apply_terms(x, self._table[0].terms())
+        return self._table[0].multiply(x)

@@ -6,17 +6,13 @@ AWQScale (a block transform). For a producer and the linears W_i reading its out
 19/20, s = max(a^r, 1e-4) / sqrt(max s * min s), measure the mean squared change of the *inspected module's* output
 when every
 W_i is replaced by Q(W_i s) / s, keep the best r, then divide the producer by s and multiply the columns by s: float
-output
-unchanged, s free at run time. Inspected: the smallest module around all readers of a norm (attention, feed-forward);
-otherwise
-the linear itself. Pairs across grouped-query heads are skipped, as in the reference code.
+output unchanged, s free at run time. Inspected: the smallest module around all readers of a norm (attention,
+feed-forward); otherwise the linear itself. Pairs across grouped-query heads are skipped, as in the reference code.
 Reduced: the search measures on `samples` calibration sequences, not on all of them.
 
 AWQ (the weight quantizer). Per row and group, shrink the range to (1 - i/20) max|w|, i = 0..9, and keep the i with
-the least
-squared error of the group's partial outputs on up to 512 sampled tokens; query and key projections are not clipped,
-since
-their outputs meet in a product. Then round to nearest.
+the least squared error of the group's partial outputs on up to 512 sampled tokens; query and key projections are not
+clipped, since their outputs meet in a product. Then round to nearest.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     """U float32 [K, K] upper with H_damped^-1 = U^T U, and the damping used (steps 4 and 5).
 
     The damping, a share of mean(diag H), climbs by 0.01 until the Cholesky factorisation succeeds. H = R R^T with R
-    upper
-    comes from the flipped matrix, so U = R^-1 costs one factorisation and one triangular inverse, no full inverse.
+    upper comes from the flipped matrix, so U = R^-1 costs one factorisation and one triangular inverse, no full
+    inverse.
 
     Raises:
         CalibrationError: not even damping 1 helps, so the statistics are not a covariance (NaN, for one).
@@ -69,8 +69,7 @@ def solve(weight: Tensor, upper: Tensor, quantizer: Quantizer, stops: Sequence[i
     """Codes uint8 [N, K] and total loss for weight float32 [N, K] in solver order (step 6).
 
     `stops` are the ends of the blocks whose errors reach later columns in one delayed update; the codes do not depend
-    on them
-    as long as the quantizer looks only at columns of the block it is in.
+    on them as long as the quantizer looks only at columns of the block it is in.
     """
     columns = weight.shape[1]
     # Transposed, so that a column and its rank-one update are contiguous rows.

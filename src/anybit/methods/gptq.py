@@ -5,19 +5,18 @@ columns;
 damp H by `damping` * mean(diag H); factor once; walk the columns (`column_solver.py`).
 
 order          "natural"; "activation" = descending diag H (act-order); "group" = descending diag H inside each group,
-groups
-               by their largest diag H (GPTQModel's group-aware order), so that a group's columns are solved together.
+               groups by their largest diag H (GPTQModel's group-aware order), so that a group's columns are solved
+               together.
 static_groups  grids fitted to the original weights before the walk; else each group is fitted when the walk reaches
-it, to the
-               weights as updated by then (the fresh block-local ones; the reference code reads stale ones when g <
-               block).
-               "activation" order needs static groups: groups stay contiguous in K and no gather is needed at run time.
+               it, to the weights as updated by then (the fresh block-local ones; the reference code reads stale ones
+               when g < block). "activation" order needs static groups: groups stay contiguous in K and no gather is
+               needed at run time.
 
 first_token_weight   beyond the paper (1 = the paper): attention parks on the first token of a sequence (the attention
 sink), so
                its key and value reach every later token, yet H counts it once among T and plain GPTQ pushes error
-               into just
-               that direction. The recipe counts it as many tokens in H, for linears whose outputs other tokens read.
+               into just that direction. The recipe counts it as many tokens in H, for linears whose outputs other
+               tokens read.
 
 Defaults: the paper's damping 0.01 and block 128; order and static groups as the paper's later "act-order + static
 groups".

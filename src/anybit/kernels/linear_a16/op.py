@@ -1,7 +1,7 @@
 """Weight-only linear: y = x W^T with W in affine bit-planes and x in float ("a16": activations are not quantized).
 
     native-lookup  few tokens: planes are used as they are, through tables of four-column sums (cpu.cpp)
-    native-decode  many tokens: a block of rows is decoded into the cache, PyTorch multiplies
+    native-decode  many tokens: a block of rows is decoded, PyTorch multiplies
     reference      anything else
 
 x is computed in float32 whatever its dtype; y has the dtype of x. For `native-lookup`, y[t] depends on x[t] alone, bit
@@ -10,6 +10,7 @@ for bit: not on the other tokens, not on the number of threads.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -22,7 +23,11 @@ from anybit.kernels import native
 from anybit.kernels.linear_a16 import reference
 
 LOOKUP_TOKENS = 16  # beyond it, decoding once is cheaper than looking up for every token (NOTES.md)
-DECODE_FLOATS = 1 << 18  # decoded at a time: half of a common second-level cache
+DECODE_FLOATS = (
+    1 << 20
+)  # decoded at a time, 4 MiB: in blocks that fit the second-level cache PyTorch multiplies 20 % slower
+
+_local = threading.local()
 
 
 def linear(
@@ -49,11 +54,39 @@ def linear(
         FormatError: shapes or dtypes that do not fit together.
         KernelUnavailable: the forced `impl` cannot run here.
     """
-    if type(x) is Tensor and not torch.compiler.is_compiling() and not (x.requires_grad and torch.is_grad_enabled()):
-        return _linear(
-            x, planes, scale, zero, group_size, columns, impl
-        )  # the dispatcher would cost more than the kernel
-    return linear_op(x, planes, scale, zero, group_size, columns, impl)
+    run = _linear if _eager(x) else linear_op
+    return run(x, planes, scale, zero, group_size, columns, impl)
+
+
+class Prepared:
+    """`linear` by one weight, checked once: a decode step makes hundreds of calls of some tens of microseconds."""
+
+    def __init__(self, planes: Tensor, scale: Tensor, zero: Tensor | None, group_size: int, columns: int) -> None:
+        """Arguments and errors of `linear`."""
+        check_weight(planes, scale, zero, group_size, columns)
+        self._weight = (planes, scale, zero, group_size, columns)
+        tensors = [tensor for tensor in (planes, scale, zero) if tensor is not None]
+        self._simple = (
+            columns > 0 and not native.refusal(*tensors) and all(tensor.is_contiguous() for tensor in tensors)
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., K] @ W^T as [..., N] in the dtype of x; differentiable in x."""
+        planes, scale, zero, group_size, columns = self._weight
+        tokens = x.numel() // columns
+        if (
+            not self._simple
+            or tokens > LOOKUP_TOKENS
+            or x.dtype != torch.float32
+            or x.shape[-1] != columns
+            or not (x.is_cpu and x.is_contiguous())
+            or not _eager(x)
+        ):
+            return linear(x, planes, scale, zero, group_size, columns)
+        bits, out, _ = planes.shape
+        y = torch.empty(*x.shape[:-1], out)
+        _run_lookup(x, planes, scale, zero, y, (tokens, bits, out, columns, group_size))
+        return y
 
 
 def decode(planes: Tensor, scale: Tensor, zero: Tensor | None, group_size: int, columns: int) -> Tensor:
@@ -81,6 +114,11 @@ def check_weight(planes: Tensor, scale: Tensor, zero: Tensor | None, group_size:
         raise FormatError(f"scale must be float16 {table}, got {scale.dtype} {tuple(scale.shape)}")
     if zero is not None and (zero.shape != table or zero.dtype != torch.uint8):
         raise FormatError(f"zero must be uint8 {table}, got {zero.dtype} {tuple(zero.shape)}")
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether nobody is tracing or differentiating; then the dispatcher, dearer than a small kernel, is not needed."""
+    return type(x) is Tensor and not torch.compiler.is_compiling() and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def _linear(
@@ -125,26 +163,37 @@ def _lookup(x: Tensor, planes: Tensor, scale: Tensor, zero: Tensor | None, group
     x, planes, scale = x.contiguous(), planes.contiguous(), scale.contiguous()
     zero = None if zero is None else zero.contiguous()
     y = torch.empty(x.shape[0], out)
-    addresses = (
-        x.data_ptr(),
-        planes.data_ptr(),
-        scale.data_ptr(),
-        0 if zero is None else zero.data_ptr(),
-        y.data_ptr(),
-    )
-    native.loaded().linear_a16(*addresses, x.shape[0], bits, out, columns, group_size)
+    _run_lookup(x, planes, scale, zero, y, (x.shape[0], bits, out, columns, group_size))
     return y
+
+
+def _run_lookup(
+    x: Tensor, planes: Tensor, scale: Tensor, zero: Tensor | None, y: Tensor, sizes: tuple[int, int, int, int, int]
+) -> None:
+    """The native kernel on contiguous tensors; sizes: T, b, N, K, group_size."""
+    zeros = 0 if zero is None else zero.data_ptr()
+    native.loaded().linear_a16(x.data_ptr(), planes.data_ptr(), scale.data_ptr(), zeros, y.data_ptr(), *sizes)
 
 
 def _decoded(x: Tensor, planes: Tensor, scale: Tensor, zero: Tensor | None, group_size: int, columns: int) -> Tensor:
     out = planes.shape[1]
     block = max(1, min(DECODE_FLOATS // max(columns, 1), out))
-    y, values = torch.empty(x.shape[0], out), torch.empty(block, columns)
+    y, values = torch.empty(x.shape[0], out), _workspace(block * columns).view(block, columns)
     for begin in range(0, out, block):
-        part = values[: min(block, out - begin)]
+        end = min(begin + block, out)
+        part = values[: end - begin]
         _decode_rows(planes, scale, zero, group_size, part, begin)
-        y[:, begin : begin + block] = x @ part.T
+        torch.mm(x, part.T, out=y[:, begin:end])
     return y
+
+
+def _workspace(floats: int) -> Tensor:
+    """Float32 scratch [floats] of this thread, kept between calls: fresh pages would cost as much as decoding into them."""
+    kept: Tensor | None = getattr(_local, "workspace", None)
+    if kept is None or kept.numel() < floats:
+        with torch.inference_mode(False):  # else its first use would decide who may write to it later
+            kept = _local.workspace = torch.empty(max(floats, DECODE_FLOATS))
+    return kept[:floats]
 
 
 def _decode_rows(
