@@ -11,6 +11,7 @@
 //   shift4(w)              w >> 4
 //   fma(a, b, c)           a * b + c, one rounding
 //   store(y, v, n)         the first n lanes
+//   half(h)                one float16 to a float
 //   halves(h, f, n)        n float16 to floats
 #pragma once
 

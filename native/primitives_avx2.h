@@ -54,10 +54,11 @@ ANYBIT_INLINE void store(float* y, Floats v, size_t n) {
   _mm256_maskstore_ps(y, mask, v);
 }
 
+ANYBIT_INLINE float half(std::uint16_t h) { return _cvtsh_ss(h); }
 ANYBIT_INLINE void halves(const std::uint16_t* h, float* f, size_t n) {
   size_t i = 0;
   for (; i + 8 <= n; i += 8) _mm256_storeu_ps(f + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h + i))));
-  for (; i < n; ++i) f[i] = _cvtsh_ss(h[i]);
+  for (; i < n; ++i) f[i] = half(h[i]);
 }
 
 }  // namespace anybit::ANYBIT_TARGET

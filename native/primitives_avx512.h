@@ -40,6 +40,7 @@ ANYBIT_INLINE void store(float* y, Floats v, size_t n) {
   _mm512_mask_storeu_ps(y, static_cast<__mmask16>((1u << n) - 1), v);
 }
 
+ANYBIT_INLINE float half(std::uint16_t h) { return _cvtsh_ss(h); }
 ANYBIT_INLINE void halves(const std::uint16_t* h, float* f, size_t n) {
   for (size_t i = 0; i < n; i += 16) {
     const auto mask = static_cast<__mmask16>(n - i >= 16 ? 0xFFFF : (1u << (n - i)) - 1);

@@ -125,7 +125,7 @@ def plan(
 
 def parse_bytes(text: str) -> int:
     """`8GiB`, `500MB`, `3g` or plain bytes as a number. Raises InputError when it is none of these."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", text.lower())
     if not found:
         raise InputError(f"--max-ram {text}: write a size such as 8GiB or 500MB")
     base = 1024 if found[3] or (found[2] and not text.lower().strip().endswith("b")) else 1000
@@ -133,8 +133,7 @@ def parse_bytes(text: str) -> int:
 
 
 def samples_in_flight(job: Job, limit: int | None, seq_len: int) -> int:
-    """How many calibration samples may have their inputs in memory at once: up to `MOST_SAMPLES`, fewer to stay below
-    `limit`.
+    """How many calibration samples may have their inputs in memory at once: fewer than `MOST_SAMPLES` to stay below `limit`.
 
     Raises:
         PromiseError: not even one is expected to fit.

@@ -7,6 +7,9 @@ from anybit.engine.detokenize import Detokenizer
 from anybit.engine.generate import _Sampler, generate
 from anybit.errors import InputError, PromiseError
 from anybit.evaluate.speed import measure_generation
+from anybit.formats.affine import Affine
+from anybit.formats.terms import CodeTerm, save_terms
+from anybit.layers.linear import QuantLinear
 from tiny_models import tiny, tiny_tokenizer
 
 PROMPT = "once é"
@@ -39,6 +42,25 @@ def test_stops_at_end_of_sequence(tokenizer):
     result = generate(model, tokenizer, PROMPT, max_new_tokens=20)
     assert result.token_ids == free[: free.index(end) + 1]
     assert result.text == tokenizer.decode(result.token_ids[:-1], skip_special_tokens=True).rstrip("\ufffd")
+
+
+def test_decode_steps_of_a_quantized_model_leave_the_cores_to_our_threads(tokenizer):
+    model, seen, before = tiny("llama"), [], torch.get_num_threads()
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        generate(model, tokenizer, PROMPT, max_new_tokens=3)
+        assert seen == [2, 2, 2]
+        weight = model.lm_head.weight.detach()
+        affine = Affine.fit(weight, 8, 16)
+        form, tensors = save_terms([CodeTerm.from_codes(affine.encode(weight), affine)], tuple(weight.shape))
+        model.lm_head = QuantLinear(form, bias=False)
+        model.lm_head.fill(tensors)
+        generate(model, tokenizer, PROMPT, max_new_tokens=3)
+        assert seen[3:] == [2, 1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_single_token_has_no_decode_speed(tokenizer):

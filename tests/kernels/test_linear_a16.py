@@ -102,6 +102,35 @@ def test_lookup_depends_on_neither_batch_nor_threads(isa):
         assert torch.equal(op.linear(x, *case.args, impl="native-lookup"), together), threads
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_prepared_equals_linear_whatever_it_is_given(symmetric):
+    case = Case(4, 24, 64, 32, symmetric)
+    prepared = op.Prepared(*case.args)
+    many = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(2))
+    inputs = [case.x, case.x[0], case.x[:0], many, many[:, :3].transpose(0, 1), case.x.bfloat16(), case.x.double()]
+    for x in inputs:
+        y = prepared(x)
+        assert torch.equal(y, op.linear(x, *case.args)), (x.dtype, x.shape)
+        assert (y.dtype, y.shape) == (x.dtype, (*x.shape[:-1], 24))
+    assert prepared(case.x.clone().requires_grad_()).requires_grad
+    case.planes.fill_(0)  # the tensors are shared, not copied
+    assert torch.equal(prepared(case.x), op.linear(case.x, *case.args))
+    with pytest.raises(FormatError, match=r"x must be float \[\.\.\., 64\]"):
+        prepared(case.x[:, :32].reshape(-1, 32).contiguous())
+    with pytest.raises(FormatError, match="group_size must be 1 to 64"):
+        op.Prepared(*case.args[:3], 0, 64)
+
+
+def test_decode_in_blocks_equals_decode_at_once(monkeypatch):
+    case = Case(4, 24, 64, 32)
+    at_once = case.oracle(case.x)
+    monkeypatch.setattr(op, "DECODE_FLOATS", 5 * 64)  # 24 rows: four blocks of five and a rest
+    with torch.inference_mode():
+        error = (op.linear(case.x, *case.args, impl="native-decode").double() - at_once).abs()
+    assert bool((error <= case.bound(case.x, "native-decode")).all())
+    op.linear(case.x, *case.args, impl="native-decode")  # scratch made in inference mode serves outside of it
+
+
 @pytest.mark.parametrize("impl", NATIVE)
 def test_nan_is_never_lost(isa, impl):
     case = Case(2, 20, 70, 32)

@@ -109,14 +109,9 @@ void rows_of_width(const Planes& p, const Affine& a, const Token* tokens, size_t
   }
 }
 
-// In stretches of constant length, which the compiler turns into whole vectors; groups are too short for its own loop over bytes.
 ANYBIT_INLINE void scale_codes(const std::uint8_t* __restrict codes, size_t count, float scale, int zero,
                                float* __restrict out) {
-  constexpr size_t kStretch = 16;
-  size_t i = 0;
-  for (; i + kStretch <= count; i += kStretch)
-    for (size_t j = 0; j < kStretch; ++j) out[i + j] = scale * static_cast<float>(codes[i + j] - zero);
-  for (; i < count; ++i) out[i] = scale * static_cast<float>(codes[i] - zero);
+  for (size_t i = 0; i < count; ++i) out[i] = scale * static_cast<float>(codes[i] - zero);
 }
 
 }  // namespace
@@ -158,10 +153,8 @@ void decode_rows(const Planes& planes, const Affine& affine, float* values, size
       for (size_t k = chunk; k < stop;) {
         if (k == (g + 1) * affine.group_size) ++g;
         const size_t last = least((g + 1) * affine.group_size, stop), at = n * affine.groups + g;
-        float scale;
-        halves(affine.scale + at, &scale, 1);
         const int zero = affine.zero ? affine.zero[at] : 1 << (planes.bits - 1);
-        scale_codes(codes + k - chunk, last - k, scale, zero, values + k);
+        scale_codes(codes + k - chunk, last - k, half(affine.scale[at]), zero, values + k);
         k = last;
       }
     }

@@ -22,7 +22,7 @@ from anybit.formats.planes import check_planes
 from anybit.kernels import native
 from anybit.kernels.linear_a16 import reference
 
-LOOKUP_TOKENS = 16  # beyond it, decoding once is cheaper than looking up for every token (NOTES.md)
+LOOKUP_TOKENS = 12  # beyond it, decoding once is cheaper than looking up for every token (NOTES.md)
 DECODE_FLOATS = (
     1 << 20
 )  # decoded at a time, 4 MiB: in blocks that fit the second-level cache PyTorch multiplies 20 % slower
