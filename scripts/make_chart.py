@@ -44,7 +44,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [_point(row, colour, low, high) for _, row in points]
         bits, row = points[0]
-        x, y = x_of(bits, low, high) + 12, y_of(lost(row)) + 4
+        x, y = x_of(bits, low, high) + 10, y_of(lost(row)) - 8
         parts.append(f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}">{escape(NAMES[method])}</text>')
     return "\n".join([*parts, "</svg>", ""])
 

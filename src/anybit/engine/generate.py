@@ -173,9 +173,8 @@ def _tokens(model: PreTrainedModel, prompt_ids: list[int], sampler: _Sampler) ->
 def _torch_threads(count: int | None) -> Iterator[None]:
     """Run the body with this many torch threads, None: as many as before.
 
-    In a decode step our own threads do the work that is worth sharing. Torch has only small operations left, and its
-    workers, spinning between them, hold the cores that ours need: a step takes up to three times as long
-    (kernels/linear_a16/NOTES.md).
+    In a decode step our own threads do the work that is worth sharing, and torch has only small operations left. On a
+    busy machine, sharing those made attention alone take 100 times as long (kernels/linear_a16/NOTES.md).
     """
     before = torch.get_num_threads()
     if count is not None:
