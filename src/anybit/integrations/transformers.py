@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
@@ -65,9 +66,11 @@ class AnybitQuantizer(HfQuantizer):
             raise FormatError(
                 f"the checkpoint lacks {missing[0]} ({len(missing)} missing in all); restore its files or quantize again"
             )
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, Terms):
                 module.terms()
+            elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+                raise FormatError(f"config.json says nothing of '{name}', whose weight is planes; restore its files")
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

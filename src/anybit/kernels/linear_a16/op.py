@@ -23,9 +23,8 @@ from anybit.kernels import native
 from anybit.kernels.linear_a16 import reference
 
 LOOKUP_TOKENS = 12  # beyond it, decoding once is cheaper than looking up for every token (NOTES.md)
-DECODE_FLOATS = (
-    1 << 20
-)  # decoded at a time, 4 MiB: in blocks that fit the second-level cache PyTorch multiplies 20 % slower
+# Decoded at a time, 4 MiB: in blocks that fit the second-level cache PyTorch multiplies 20 % slower.
+DECODE_FLOATS = 1 << 20
 
 _local = threading.local()
 
