@@ -19,6 +19,7 @@ PICTURE = ROOT / "docs" / "images" / "quality.svg"
 COLOURS = {"rtn": "#8a8f98", "awq": "#c98a1b", "gptq": "#2f6fde"}
 NAMES = {"rtn": "round to nearest", "awq": "AWQ", "gptq": "GPTQ"}
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 380, 70, 46, 130, 52
+LABEL_BELOW = {"rtn": -8, "awq": 5, "gptq": -6}  # pixels, clear of the lines
 TICKS = (0.1, 1, 10, 100)  # per cent
 
 
@@ -28,9 +29,9 @@ def x_of(bits: float, low: float, high: float) -> float:
 
 
 def y_of(percent: float) -> float:
-    """Per cent lost to pixels, logarithmic between 0.1 and 300."""
-    low, high = math.log10(0.1), math.log10(300)
-    share = (math.log10(max(percent, 0.1)) - low) / (high - low)
+    """Per cent lost to pixels, logarithmic between 0.02 (less is drawn there) and 300."""
+    low, high = math.log10(0.02), math.log10(300)
+    share = (math.log10(max(percent, 0.02)) - low) / (high - low)
     return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
@@ -44,7 +45,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [_point(row, colour, low, high) for _, row in points]
         bits, row = points[0]
-        x, y = x_of(bits, low, high) + 10, y_of(lost(row)) - 8
+        x, y = x_of(bits, low, high) + 10, y_of(lost(row)) + LABEL_BELOW[method]
         parts.append(f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}">{escape(NAMES[method])}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
@@ -96,11 +97,12 @@ def table(data: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                  f"{first['kl_noise_floor']:.4f} (bf16 noise) | |")  # fmt: skip
     for row in sorted(rows, key=lambda r: (-round(r["bits_per_weight"], 1), r["perplexity_ratio"])):
         name = " ".join([f"`{row['recipe']}`", *(f"`--set {o}`" for o in row["overrides"])])
+        digits = 1 if lost(row) >= 1 else 2
         half = 50 * (row["perplexity_ratio_high"] - row["perplexity_ratio_low"])
-        lines.append(
-            f"| {name} | {row['bits_per_weight']:.2f} | {row['size_bytes'] / 1e6:.0f} MB | {lost(row):+.1f} % ± {half:.1f} "
-            f"| {row['kl_mean']:.3f} | {100 * row['top1_agreement']:.0f} % |"
-        )
+        cells = [name, f"{row['bits_per_weight']:.2f}", f"{row['size_bytes'] / 1e6:.0f} MB"]
+        cells += [f"{lost(row):+.{digits}f} % ± {half:.{digits}f}", f"{row['kl_mean']:.3f}"]
+        cells.append(f"{100 * row['top1_agreement']:.0f} %")
+        lines.append("| " + " | ".join(cells) + " |")
     where = data["machine"]
     lines.append("")
     lines.append(
