@@ -155,15 +155,24 @@ def _quantize_group(
         for name, weight in zip(names, weights, strict=True):
             terms = [row_slice(term, start, start + len(weight)) for term in together] if len(names) > 1 else together
             start += len(weight)
-            done.append(_account(f"{prefix}.{name}", weight, terms, method, stats, notes))
-            weight.copy_(dense(terms))
+            values = dense(terms)
+            error = relative_output_error(weight, values, stats)
+            done.append(
+                _account(f"{prefix}.{name}", (len(weight), weight.shape[1]), terms, method, error, stats.tokens, notes)
+            )
+            weight.copy_(values)
     return done
 
 
 def _account(
-    name: str, weight: Tensor, terms: Sequence[Term], method: Method, stats: InputStats, notes: list[str]
+    name: str,
+    shape: tuple[int, int],
+    terms: Sequence[Term],
+    method: Method,
+    error: float,
+    tokens: int,
+    notes: list[str],
 ) -> Quantized:
-    shape = (weight.shape[0], weight.shape[1])
     form, tensors = save_terms(terms, shape)
     if shape[1] % (size := form["terms"][0].get("group_size", shape[1])):
         notes = [*notes, f"{size} does not divide {shape[1]} columns: the last group of each row has {shape[1] % size}"]
@@ -172,8 +181,8 @@ def _account(
         form_word(method.plan(shape)),
         form,
         tensors,
-        calibration_tokens=stats.tokens,
-        error=relative_output_error(weight, dense(terms), stats),
+        calibration_tokens=tokens,
+        error=error,
         kernel=kernel_name(form, 1),
         notes=notes,
     )

@@ -10,9 +10,10 @@ from anybit.blocks import Quantized, quantize_table
 from anybit.calibration.activations import Activations
 from anybit.calibration.entry import Entry
 from anybit.calibration.parallel import Workers
-from anybit.checkpoint.finish import float_tensors, write_tensors
+from anybit.checkpoint.finish import float_tensors
+from anybit.checkpoint.layout import shard_name
 from anybit.checkpoint.ledger import Row
-from anybit.checkpoint.partial import Partial
+from anybit.checkpoint.partial import Partial, write_shard
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
 
@@ -69,7 +70,7 @@ class Run:
         tensors = {f"{found.name}.{key}": tensor for found in done for key, tensor in found.tensors.items()}
         for name in modules:
             tensors |= float_tensors(self.job.model.get_submodule(name), name, names, self.job.dtype)
-        write_tensors(self.partial.root, number, self.shards, tensors)
+        write_shard(self.partial.root / shard_name(number, self.shards), tensors)
         self.rows += [found.row for found in done]
 
     def commit(self, index: int, done: list[Quantized], modules: list[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anybit.checkpoint.layout import INDEX, quantization_config, shard_name
 from anybit.checkpoint.ledger import Ledger, Row, check_numbers, tensor_sha256
-from anybit.checkpoint.partial import Partial, write_json, write_shard
+from anybit.checkpoint.partial import Partial, write_json
 from anybit.errors import PromiseError
 from anybit.formats.decoder import Form
 
@@ -27,18 +27,14 @@ COMPANIONS = [
     "merges.txt",
     "*.model",
     "*.jinja",
+    "generation_config.json",
 ]
-COMPANIONS += ["generation_config.json"]
 
 
 def float_tensors(module: nn.Module, prefix: str, quantized: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
     """Every parameter of `module` at `prefix` that is not a quantized weight, by full name, in `dtype`."""
     named = {f"{prefix}.{name}": p for name, p in module.named_parameters()}
-    kept = {
-        name: p.data.to(dtype)
-        for name, p in named.items()
-        if name.rpartition(".")[0] not in quantized or name.endswith(".bias")
-    }
+    kept = {name: p.data.to(dtype) for name, p in named.items() if _stays_float(name, quantized)}
     for name, tensor in kept.items():
         check_numbers(name, {"value": tensor})
     return kept
@@ -90,11 +86,11 @@ def _read_back(root: Path, count: int, planned: set[str]) -> tuple[dict[str, str
                 tensor = shard.get_tensor(name)
                 weight_map[name] = file
                 size += tensor.numel() * tensor.element_size()
-                if name.rpartition(".")[0] not in planned or name.endswith(".bias"):
+                if _stays_float(name, planned):
                     kept[name] = tensor_sha256(tensor)
     return weight_map, kept, size
 
 
-def write_tensors(root: Path, number: int, count: int, tensors: dict[str, Tensor]) -> None:
-    """Shard `number` of `count`."""
-    write_shard(root / shard_name(number, count), tensors)
+def _stays_float(name: str, quantized: set[str]) -> bool:
+    """Whether a tensor belongs to no quantized layer; a quantized layer's bias stays float too."""
+    return name.rpartition(".")[0] not in quantized or name.endswith(".bias")

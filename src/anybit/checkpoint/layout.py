@@ -47,15 +47,3 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory} has format version {quantization['version']}, this anybit reads {VERSION}; update anybit"
         )
     return config
-
-
-def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory holds an anybit checkpoint (damaged or not)."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return False
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        return False
-    return (config.get("quantization_config") or {}).get("quant_method") == METHOD

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from anybit.checkpoint.layout import METHOD
 from anybit.errors import InputError, nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,4 +46,4 @@ def is_anybit_directory(model: str | Path) -> bool:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"'{config}' is not JSON ({error}); the checkpoint is damaged, write it again") from error
-    return settings.get("quantization_config", {}).get("quant_method") == "anybit"
+    return (settings.get("quantization_config") or {}).get("quant_method") == METHOD

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from anybit.formats.decoder import Form, Spec, full_precision_only, groups, per_column, to_scale
+from anybit.formats.decoder import Form, Spec, by_group, full_precision_only, groups, per_column, to_scale
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,13 @@ class Affine:
 
 def group_range(values: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """(min(0, smallest), max(0, largest)) of every group of values [N, K], each [N, G]."""
-    rows, columns = values.shape
-    count = groups(columns, group_size)
     # Zero padding of a short last group cannot change a range that contains 0 anyway.
-    grouped = torch.nn.functional.pad(values, (0, count * group_size - columns)).view(rows, count, group_size)
+    grouped = by_group(values, group_size)
     return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
+
+
+def group_reach(values: Tensor, group_size: int) -> Tensor:
+    """max |values| of every group of values [N, K]: [N, G]; 1 for a group of zeros, which any scale represents."""
+    low, high = group_range(values, group_size)
+    reach = torch.maximum(-low, high)
+    return torch.where(reach == 0, torch.ones_like(reach), reach)

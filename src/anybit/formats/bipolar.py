@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from anybit.formats.affine import group_range
+from anybit.formats.affine import group_reach
 from anybit.formats.decoder import Form, Spec, full_precision_only, groups, per_column, to_scale
 
 
@@ -32,9 +32,7 @@ class Bipolar:
     @classmethod
     def fit(cls, values: Tensor, bits: int, group_size: int) -> Bipolar:
         """The grid whose outermost levels are +-max|values| of each group of values float32 [N, K]."""
-        low, high = group_range(values, group_size)
-        reach = torch.maximum(-low, high)
-        return cls(bits, group_size, to_scale(torch.where(reach == 0, torch.ones_like(reach), reach) / (2**bits - 1)))
+        return cls(bits, group_size, to_scale(group_reach(values, group_size) / (2**bits - 1)))
 
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]."""

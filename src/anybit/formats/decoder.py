@@ -59,6 +59,13 @@ def groups(columns: int, group_size: int) -> int:
     return -(-columns // group_size)
 
 
+def by_group(values: Tensor, group_size: int) -> Tensor:
+    """values [N, K] cut into its groups: [N, G, group_size], a short last group filled up with zeros."""
+    count = groups(values.shape[1], group_size)
+    padded = torch.nn.functional.pad(values, (0, count * group_size - values.shape[1]))
+    return padded.view(values.shape[0], count, group_size)
+
+
 def per_column(table: Tensor, columns: int, group_size: int) -> Tensor:
     """Spread a per-group table [N, G] over the columns: [N, columns]."""
     if table.shape[1] != groups(columns, group_size):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
-from anybit.formats.affine import group_range
+from anybit.formats.affine import group_reach
 from anybit.formats.decoder import Form, Spec, full_precision_only, groups, per_column, to_scale
 
 
@@ -116,9 +116,7 @@ class Floating:
     @classmethod
     def fit(cls, values: Tensor, type: FloatType, group_size: int) -> Floating:
         """The scale that maps max|values| of each group of values float32 [N, K] to the type's largest number."""
-        low, high = group_range(values, group_size)
-        reach = torch.maximum(-low, high)
-        return cls(type, group_size, to_scale(torch.where(reach == 0, torch.ones_like(reach), reach) / type.largest))
+        return cls(type, group_size, to_scale(group_reach(values, group_size) / type.largest))
 
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]."""

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from anybit.formats.affine import group_range
-from anybit.formats.decoder import groups
+from anybit.formats.decoder import by_group, per_column
 from anybit.formats.terms import CodeTerm, Term
 from anybit.methods.base import InputStats
 from anybit.methods.grid import AffineGrid
@@ -60,13 +60,13 @@ class AWQ(AffineGrid):
         gram = _group_gram(stats.inputs, size)
         best, least = weight, torch.full_like(reach, torch.inf)
         for i in range(CLIP_STEPS):
-            limit = (reach * (1 - i / CLIP_GRID)).repeat_interleave(size, 1)[:, : weight.shape[1]]
+            limit = per_column(reach * (1 - i / CLIP_GRID), weight.shape[1], size)
             clamped = torch.minimum(torch.maximum(weight, -limit), limit)
             grid = self.fit(clamped)
             loss = _partial_output_loss(grid.decode(grid.encode(clamped)) - weight, gram, size)
             better = loss < least
             least = torch.where(better, loss, least)
-            best = torch.where(better.repeat_interleave(size, 1)[:, : weight.shape[1]], clamped, best)
+            best = torch.where(per_column(better, weight.shape[1], size), clamped, best)
         return best
 
 
@@ -99,19 +99,11 @@ class AWQScale(AffineGrid):
 
 def _group_gram(inputs: Tensor, size: int) -> Tensor:
     """X_g^T X_g of each group of columns of inputs [S, K]: [G, size, size], zero-padded."""
-    count = groups(inputs.shape[1], size)
-    grouped = (
-        torch.nn.functional.pad(inputs, (0, count * size - inputs.shape[1]))
-        .view(len(inputs), count, size)
-        .transpose(0, 1)
-    )
+    grouped = by_group(inputs, size).transpose(0, 1)
     return grouped.transpose(1, 2) @ grouped
 
 
 def _partial_output_loss(delta: Tensor, gram: Tensor, size: int) -> Tensor:
     """sum over tokens of (x_g . delta_g)^2 for each row and group: delta [N, K] -> [N, G]."""
-    count = gram.shape[0]
-    grouped = (
-        torch.nn.functional.pad(delta, (0, count * size - delta.shape[1])).view(len(delta), count, size).transpose(0, 1)
-    )
+    grouped = by_group(delta, size).transpose(0, 1)
     return ((grouped @ gram) * grouped).sum(-1).t()

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from anybit.formats.affine import Affine, group_range
-from anybit.formats.decoder import Form, groups
+from anybit.formats.decoder import Form, by_group
 from anybit.methods.base import Method
 
 SHRINKS = {"none": [], "mse": [1 - i / 100 for i in range(1, 80)], "hessian": [1 - i / 50 for i in range(1, 31)]}
@@ -84,9 +84,7 @@ class AffineGrid(Method):
         lost = lost.abs().pow(MSE_NORM) if self.clip == "mse" else lost.square()
         if self.clip == "hessian" and importance is not None:
             lost = lost * importance
-        count = groups(weight.shape[1], grid.group_size)
-        padded = torch.nn.functional.pad(lost, (0, count * grid.group_size - weight.shape[1]))
-        return padded.view(weight.shape[0], count, grid.group_size).sum(-1)
+        return by_group(lost, grid.group_size).sum(-1)
 
     def _candidates(self, low: Tensor, high: Tensor, group_size: int) -> list[Affine]:
         grid = Affine.from_range(low, high, self.bits, group_size, self.symmetric)
