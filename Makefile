@@ -30,7 +30,7 @@ format: $(VENV)/.built
 	$(BIN)/ruff check --fix $(SOURCES)
 
 bench: $(VENV)/.built
-	$(BIN)/python benchmarks/linear_a16.py
+	$(BIN)/python benchmarks/linear_w_a16.py
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -40,6 +40,7 @@ sanitize: $(VENV)/.built
 	$(BIN)/cmake -S . -B build/sanitize -DANYBIT_NATIVE_TEST=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	build/sanitize/native_test
+	build/sanitize/attention_test
 
 clean:
 	rm -rf build dist $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import anybit
-from anybit.cli.machine import machine
 from anybit.evaluate.run import evaluate
+from anybit.machine import machine
 
 WINDOWS = 24
 CTX = 512

@@ -8,7 +8,12 @@
 namespace anybit {
 
 // Ordered from the always available to the fastest; a kernel source is compiled once for each.
-enum class Isa { scalar, avx2, avx512 };
+//
+//   scalar  portable C++, also what arm64 runs (its compiler vectorizes it)
+//   avx2    AVX2, FMA, F16C, BMI2
+//   avx512  what Ice Lake and Zen 4 brought: F, BW, VL, DQ, VNNI, VBMI, VBMI2, BITALG, VPOPCNTDQ, GFNI
+//   amx     avx512 with BF16, and the int8 and bf16 tile multipliers of Sapphire Rapids
+enum class Isa { scalar, avx2, avx512, amx };
 
 const char* name(Isa isa);
 

@@ -7,22 +7,7 @@
 namespace anybit {
 namespace {
 
-#define ANYBIT_TABLE(t) \
-  {t::row_block, t::pack_rows, t::unpack_rows, t::decode_rows, t::build_tables, t::linear_rows}
-const Kernels& table(Isa isa) {
-  static const Kernels scalar_table = ANYBIT_TABLE(scalar);
-#if defined(__x86_64__)
-  static const Kernels avx2_table = ANYBIT_TABLE(avx2);
-  static const Kernels avx512_table = ANYBIT_TABLE(avx512);
-  if (isa == Isa::avx512) return avx512_table;
-  if (isa == Isa::avx2) return avx2_table;
-#endif
-  (void)isa;
-  return scalar_table;
-}
-#undef ANYBIT_TABLE
-
-constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
 std::atomic<int> active{-1};
 
 Isa parse(const std::string& text, const std::string& origin) {
@@ -31,7 +16,7 @@ Isa parse(const std::string& text, const std::string& origin) {
     if (const auto reason = refusal(isa); !reason.empty()) throw std::invalid_argument(origin + text + " cannot run: " + reason);
     return isa;
   }
-  throw std::invalid_argument(origin + text + " is unknown; use scalar, avx2 or avx512");
+  throw std::invalid_argument(origin + text + " is unknown; use scalar, avx2, avx512 or amx");
 }
 
 Isa choose() {
@@ -49,8 +34,6 @@ Isa active_isa() {
   if (isa < 0) active.store(isa = static_cast<int>(choose()), std::memory_order_relaxed);
   return static_cast<Isa>(isa);
 }
-
-const Kernels& kernels() { return table(active_isa()); }
 
 void set_isa(const std::string& wanted) { active.store(static_cast<int>(parse(wanted, "isa ")), std::memory_order_relaxed); }
 

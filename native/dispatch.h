@@ -5,12 +5,10 @@
 #include <vector>
 
 #include "cpu_features.h"
-#include "kernels.h"
 
 namespace anybit {
 
 // Throws std::invalid_argument when ANYBIT_ISA names an unknown set or one that cannot run here.
-const Kernels& kernels();
 Isa active_isa();
 
 // Forces one; throws std::invalid_argument with the reason when it is unknown or cannot run here.

@@ -19,11 +19,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels.h"
+#include "targets.h"
 
 static_assert(std::endian::native == std::endian::little, "planes are little-endian");
 
-#if defined(ANYBIT_TARGET_avx512)
+#if defined(ANYBIT_TARGET_avx512) || defined(ANYBIT_TARGET_amx)
 #include "primitives_avx512.h"
 #elif defined(ANYBIT_TARGET_avx2)
 #include "primitives_avx2.h"

@@ -15,93 +15,146 @@
 #include <thread>
 #include <vector>
 
+#include "seats.h"
+
 namespace anybit {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(20);
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+
+constexpr microseconds kPatient{100};  // how long a worker looks for the next job before it sleeps
+constexpr microseconds kHasty{20};     // and how long the caller looks whether the last blocks are done
 constexpr std::size_t kBlocksPerThread = 4;  // enough that a slow core does less, few enough that claims cost nothing
 
-// Returns once `word` differs from `old`: looks often for kSpin, giving the core away now and then, and sleeps after that.
-void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
-  for (int turn = 1; word.load(std::memory_order_acquire) == old; ++turn) {
+constexpr int kLooks = 128;  // 1 to 5 microseconds between two offers of the core to others
+
+void pause() {
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
-    if (turn % 64) continue;
-    sched_yield();
-    if (std::chrono::steady_clock::now() > deadline) {
-      word.wait(old, std::memory_order_acquire);
-      return;
-    }
-  }
 }
 
-// A job is `blocks_` stretches of rows; whoever is awake claims the next one by lowering `unclaimed_`, and `unfinished_` says
-// when all are done. The caller works too and waits for claimed blocks only: a worker that the system wakes late, because a
-// neighbour holds its core, costs nothing.
+// Looks at `word` for a few microseconds: whether it differs from `old`.
+bool changed(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+  for (int look = 0; look < kLooks; ++look) {
+    if (word.load(std::memory_order_acquire) != old) return true;
+    pause();
+  }
+  return false;
+}
+
+// Returns once `word` differs from `old`: looks for `spin`, giving the core away now and then, and sleeps after that; false when
+// it slept.
+bool await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old, microseconds spin) {
+  const auto start = Clock::now();
+  while (!changed(word, old)) {
+    sched_yield();
+    if (Clock::now() - start < spin) continue;
+    word.wait(old, std::memory_order_acquire);
+    return false;
+  }
+  return true;
+}
+
+// Blocks [begin, end) that one thread should do, both in one word; others take from the end when they have done their own. Alone
+// on its cache line: taking from one's own share costs a few nanoseconds.
+class alignas(64) Share {
+ public:
+  void fill(std::uint64_t begin, std::uint64_t end) { range_.store(end << 32 | begin, std::memory_order_release); }
+
+  bool take(bool own, std::size_t& block) {
+    auto range = range_.load(std::memory_order_acquire);
+    while (true) {
+      const std::uint64_t begin = range & 0xFFFFFFFFu, end = range >> 32;
+      if (begin >= end) return false;
+      block = own ? begin : end - 1;
+      const auto rest = own ? range + 1 : range - (std::uint64_t{1} << 32);
+      if (range_.compare_exchange_weak(range, rest, std::memory_order_acq_rel, std::memory_order_acquire)) return true;
+    }
+  }
+
+ private:
+  std::atomic<std::uint64_t> range_{0};
+};
+
+// A job is a number of blocks of rows, dealt out in shares; whoever is awake takes blocks, and `unfinished_` says when all are
+// done. The caller works too and waits for taken blocks only: a worker that the system wakes late, because a neighbour holds its
+// core, costs nothing.
 class Pool {
  public:
-  explicit Pool(int count) : count_(count) {
-    for (int id = 1; id < count; ++id) workers_.emplace_back([this] { work(); });
+  explicit Pool(int count) : count_(static_cast<std::size_t>(count)), seats_(count), shares_(count_) {
+    for (int id = 1; id < count; ++id) workers_.emplace_back([this, id] { work(id); });
   }
 
   ~Pool() {
-    task_ = nullptr;
-    publish(workers_.size());  // one last block each, that ends it
+    ending_ = true;
+    announce();
     for (auto& worker : workers_) worker.join();
   }
 
-  int count() const { return count_; }
+  int count() const { return static_cast<int>(count_); }
 
   void run(std::size_t items, std::size_t grain, Task task, void* context) {
     const std::size_t grains = (items + grain - 1) / grain;
     const std::size_t block = (grains + count_ * kBlocksPerThread - 1) / (count_ * kBlocksPerThread) * grain;
-    std::unique_lock lock(busy_, std::try_to_lock);
-    if (!lock || count_ == 1 || items <= block) return task(context, 0, items);
-    items_ = items, block_ = block, blocks_ = (items + block - 1) / block, task_ = task, context_ = context;
-    unfinished_.store(static_cast<std::uint32_t>(blocks_), std::memory_order_relaxed);
-    publish(blocks_);
-    run_blocks();
+    if (count_ == 1 || items <= block || busy_.test_and_set(std::memory_order_acquire)) return task(context, 0, items);
+    const std::size_t blocks = (items + block - 1) / block;
+    items_ = items, block_ = block, task_ = task, context_ = context;
+    unfinished_.store(static_cast<std::uint32_t>(blocks), std::memory_order_relaxed);
+    seats_.sit(0);
+    for (std::size_t id = 0; id < count_; ++id) shares_[id].fill(blocks * id / count_, blocks * (id + 1) / count_);
+    announce();
+    run_blocks(0);
     for (auto left = unfinished_.load(std::memory_order_acquire); left; left = unfinished_.load(std::memory_order_acquire))
-      await_change(unfinished_, left);
+      await_change(unfinished_, left, kHasty);
+    busy_.clear(std::memory_order_release);
+    busy_.notify_all();
   }
 
-  void wait_idle() { std::lock_guard lock(busy_); }
+  void wait_idle() { busy_.wait(true); }
 
  private:
-  void publish(std::size_t blocks) {
-    unclaimed_.store(static_cast<std::uint32_t>(blocks), std::memory_order_release);
-    unclaimed_.notify_all();
+  void announce() {
+    job_.fetch_add(1, std::memory_order_release);
+    job_.notify_all();
   }
 
-  // False when the pool ends. The job's description is read only under a claim: until that block is finished it cannot change.
-  bool run_blocks() {
-    auto left = unclaimed_.load(std::memory_order_relaxed);
-    while (left) {
-      if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_relaxed)) continue;
-      if (!task_) return false;
-      const std::size_t begin = (blocks_ - left) * block_;
-      task_(context_, begin, std::min(items_, begin + block_));
-      if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
-      left = unclaimed_.load(std::memory_order_relaxed);
+  // The job's description is read only with a taken block in hand: until that is reported finished it cannot change.
+  void run_blocks(std::size_t id) {
+    std::uint32_t done = 0;
+    for (std::size_t turn = 0, block; turn < count_; ++turn)
+      while (shares_[(id + turn) % count_].take(turn == 0, block)) {
+        task_(context_, block * block_, std::min(items_, (block + 1) * block_));
+        ++done;
+      }
+    if (done && unfinished_.fetch_sub(done, std::memory_order_acq_rel) == done) unfinished_.notify_one();
+  }
+
+  void work(int id) {
+    for (std::uint32_t seen = 0; true; seats_.spread(id)) {
+      // A neighbour who waits for this core gets it now, while no block is in hand that the caller would have to wait for.
+      if (job_.load(std::memory_order_relaxed) == seen) sched_yield();
+      if (!await_change(job_, seen, kPatient)) seats_.spread(id);
+      seen = job_.load(std::memory_order_acquire);
+      if (ending_) return;
+      run_blocks(static_cast<std::size_t>(id));
     }
-    return true;
   }
 
-  void work() {
-    do await_change(unclaimed_, 0);
-    while (run_blocks());
-  }
-
-  int count_;
-  std::vector<std::thread> workers_;
-  std::mutex busy_;
-  std::size_t items_ = 0, block_ = 0, blocks_ = 0;
+  const std::size_t count_;
+  Seats seats_;
+  std::vector<Share> shares_;
+  std::atomic_flag busy_;
+  alignas(64) std::atomic<std::uint32_t> job_{0};
+  std::atomic<bool> ending_{false};
+  std::size_t items_ = 0, block_ = 0;
   Task task_ = nullptr;
   void* context_ = nullptr;
-  alignas(64) std::atomic<std::uint32_t> unclaimed_{0};
   alignas(64) std::atomic<std::uint32_t> unfinished_{0};
+  std::vector<std::thread> workers_;
 };
 
 int default_threads() {

@@ -1,9 +1,11 @@
 // A small persistent pool: one caller and `threads() - 1` workers share a range, block by block.
 //
-// Workers spin briefly after a job (a decode step is hundreds of short jobs), yield, then sleep in the kernel: an idle pool costs
-// nothing, and a busy neighbour is never starved. A pool that is already working makes the second caller do its job alone.
+// Workers look for the next job for 100 microseconds (a decode step is hundreds of short jobs), offering their core to others all
+// the while, then sleep in the kernel: an idle pool costs nothing, and a busy neighbour is never starved. A pool that is already
+// working, also one that is asked from inside a task, makes that caller do its job alone. Figures: NOTES.md.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 namespace anybit {
@@ -20,6 +22,14 @@ void parallel_for(std::size_t items, std::size_t grain, F& body) {
   parallel_for(
       items, grain,
       [](void* context, std::size_t begin, std::size_t end) noexcept { (*static_cast<F*>(context))(begin, end); }, &body);
+}
+
+// Over rows that cost `work_per_row` weight bits each: serially when there is little to do, because waking a second thread takes
+// about as long as reading 32 KiB.
+template <class F>
+void parallel_rows(std::size_t rows, std::size_t grain, std::size_t work_per_row, F&& body) {
+  constexpr std::size_t kSerialWork = std::size_t{1} << 18;
+  parallel_for(rows, rows * work_per_row < kSerialWork ? std::max<std::size_t>(rows, 1) : grain, body);
 }
 
 // Default: ANYBIT_THREADS, or the processors this process may run on.

@@ -33,6 +33,7 @@ ORDER = [
     {"layers"},
     {"kernels"},
     {"formats"},
+    {"cache", "machine"},
     {"errors", "memory"},
 ]
 DEPTH = {room: depth for depth, rooms in enumerate(ORDER) for room in rooms}

@@ -8,7 +8,12 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "ops.h"
+#include "embedding/cpu.h"
+#include "hadamard/cpu.h"
+#include "linear_bf16/cpu.h"
+#include "linear_w_a16/cpu.h"
+#include "planes/cpu.h"
+#include "quantize_activations/cpu.h"
 #include "thread_pool.h"
 
 using namespace anybit;
@@ -67,7 +72,7 @@ void check_planes(Case& c) {
 void check_linear(const Case& c, bool symmetric) {
   std::vector<float> values(c.rows * c.columns), y(2 * c.rows);
   decode_affine(c.view(), c.affine(symmetric), values.data(), 0, c.rows);
-  linear_a16(c.view(), c.affine(symmetric), c.x.data(), 2, y.data());
+  linear_w_a16(c.view(), c.affine(symmetric), c.x.data(), 2, y.data());
   for (size_t n = 0; n < c.rows; ++n) {
     double sum[2] = {0, 0};
     for (size_t k = 0; k < c.columns; ++k) {
@@ -77,6 +82,48 @@ void check_linear(const Case& c, bool symmetric) {
     // Small integers and halves: float32 holds every intermediate exactly, so equality is demanded.
     for (size_t t = 0; t < 2; ++t) expect(y[t * c.rows + n] == static_cast<float>(sum[t]), "linear", n, t, c.columns);
   }
+}
+
+void check_embedding(const Case& c) {
+  const std::vector<std::int64_t> ids = {static_cast<std::int64_t>(c.rows) - 1, 0};
+  std::vector<float> out(ids.size() * c.columns);
+  embed_rows(c.view(), c.affine(false), ids.data(), ids.size(), 2.0f, out.data());
+  for (size_t t = 0; t < ids.size(); ++t)
+    for (size_t k = 0; k < c.columns; ++k)
+      expect(out[t * c.columns + k] == 2 * c.weight(static_cast<size_t>(ids[t]), k, false), "embedding", t, k, c.bits);
+}
+
+// Small integers again: scale * code gives them back, as 127 is among them.
+void check_activations(size_t columns, size_t group) {
+  const size_t groups = (columns + group - 1) / group, stride = activation_stride(columns);
+  std::vector<float> gates(2 * 2 * columns, 0.0f), scale(2 * groups), sums(2 * groups), y(2 * columns);
+  std::vector<float> x(2 * columns);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = i % columns % group ? static_cast<float>(static_cast<int>(i * 37 % 253) - 126) : 127.0f;
+  std::vector<std::int8_t> codes(2 * stride, 1);
+  const Activations out{codes.data(), scale.data(), sums.data(), 2, columns, stride, group, groups};
+  quantize_rows(x.data(), out, 0, 2);
+  for (size_t t = 0; t < 2; ++t)
+    for (size_t k = 0; k < stride; ++k)
+      expect(codes[t * stride + k] == (k < columns ? x[t * columns + k] : 0), "activation code", t, k, group);
+  std::vector<float> weight(columns, 0.0f);
+  rms_norm_rows(x.data(), weight.data(), false, 1e-5f, y.data(), columns, 0, 2);
+  for (float v : y) expect(v == 0, "normalized by a zero weight");
+  rms_norm_quantize_rows(x.data(), weight.data(), true, 1e-5f, out, 0, 2);
+  expect(codes[0] == 127, "largest is 127", columns, group);
+  gate_rows(gates.data(), Gate::gelu_tanh, y.data(), columns, 0, 2);
+  gate_quantize_rows(gates.data(), Gate::silu, out, 0, 2);
+  for (std::int8_t c : codes) expect(c == 0, "zero gate", columns);
+}
+
+void check_float_kernels(size_t columns) {
+  std::vector<std::uint16_t> weight(7 * columns, 0x4000);  // 2.0
+  std::vector<float> x(5 * columns, 3.0f), y(5 * 7), row(columns, 1.0f);
+  linear_bf16(weight.data(), x.data(), 5, 7, columns, y.data());
+  for (float v : y) expect(v == 6.0f * static_cast<float>(columns), "linear_bf16", columns);
+  const size_t block = columns & -columns;
+  hadamard_rows(row.data(), 1, columns, block);
+  for (size_t k = 0; k < columns; ++k) expect(k % block ? row[k] == 0 : row[k] > 0.99f, "hadamard", k, columns);
 }
 
 void check_kernels() {
@@ -89,7 +136,10 @@ void check_kernels() {
           check_planes(c);
           check_linear(c, false);
           check_linear(c, true);
+          check_embedding(c);
         }
+  for (size_t k : columns)
+    for (size_t group : {size_t{32}, size_t{64}, k}) check_activations(k, group), check_float_kernels(k);
 }
 
 void check_pool() {
@@ -104,6 +154,13 @@ void check_pool() {
       for (int repeat = 0; repeat < 50; ++repeat) parallel_for(items, 16, body);
       for (size_t i = 0; i < items; ++i) expect(seen[i] == 50, "every item once", i, items, count);
     }
+    std::atomic<int> inner_items{0};
+    auto inner = [&](size_t begin, size_t end) noexcept { inner_items += static_cast<int>(end - begin); };
+    auto outer = [&](size_t begin, size_t end) noexcept {
+      for (size_t i = begin; i < end; ++i) parallel_for(10, 1, inner);
+    };
+    parallel_for(40, 1, outer);
+    expect(inner_items == 400, "a job inside a task", count);
   }
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from anybit.kernels.native import native
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "amx")
 
 
 @pytest.fixture(params=ISAS)

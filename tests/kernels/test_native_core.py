@@ -18,7 +18,7 @@ import logging; logging.basicConfig(format="%(message)s")
 import torch
 from anybit.formats.planes import pack
 from anybit.kernels import native
-from anybit.kernels.linear_a16 import op
+from anybit.kernels.linear_w_a16 import op
 codes = torch.arange(64, dtype=torch.uint8).view(4, 16) % 16
 args = (torch.ones(1, 16), pack(codes, 4), torch.ones(4, 1).half(), None, 16, 16)
 for _ in range(2):
@@ -41,7 +41,7 @@ def test_an_instruction_set_can_be_forced():
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [
-        ("ANYBIT_ISA", "mmx", "ANYBIT_ISA=mmx is unknown; use scalar, avx2 or avx512"),
+        ("ANYBIT_ISA", "mmx", "ANYBIT_ISA=mmx is unknown; use scalar, avx2, avx512 or amx"),
         ("ANYBIT_THREADS", "many", "ANYBIT_THREADS='many' is not a number from 1 to 256"),
     ],
 )
@@ -90,4 +90,4 @@ def test_cpp_tests_pass_under_sanitizers(tmp_path):
     for command in (configure, [cmake, "--build", str(tmp_path), "-j2"], [str(tmp_path / "native_test")]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"scalar ok\n(avx2 ok\n)?(avx512 ok\n)?\d{7,} checks passed", done.stdout), done.stdout
+    assert re.search(r"scalar ok\n(avx2 ok\n)?(avx512 ok\n)?(amx ok\n)?\d{7,} checks passed", done.stdout), done.stdout

@@ -7,7 +7,7 @@ import torch
 
 from anybit.errors import FormatError
 from anybit.formats.terms import dense, save_terms
-from anybit.kernels.linear_a16 import op
+from anybit.kernels.linear_w_a16 import op
 from anybit.layers.linear import QuantLinear, kernel_name
 from random_terms import KINDS, code_term, mixed_terms
 

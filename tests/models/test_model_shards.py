@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from anybit.cache import build_once, sampled_sha256
 from anybit.errors import InputError
-from anybit.models.cache import build_once, sampled_sha256
 from anybit.models.shards import Shards
 
 TENSORS = {

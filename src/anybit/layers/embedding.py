@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form
 from anybit.formats.planes import unpack
 from anybit.formats.terms import DECODERS, CodeTerm
+from anybit.kernels.embedding import op
 from anybit.layers.linear import Terms
 
 
@@ -24,7 +26,7 @@ class QuantEmbedding(Terms):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int [...] -> float [..., H]."""
-        rows = sum(_rows(term, ids.reshape(-1)) for term in self.terms())
+        rows = sum(_rows(term, ids.reshape(-1).long()) for term in self.terms())
         assert isinstance(rows, Tensor)
         return (rows * self.output_scale).to(self.dtype_of_output.dtype).view(*ids.shape, self.in_features)
 
@@ -38,10 +40,12 @@ def _rows(term: object, ids: Tensor) -> Tensor:
     """Rows `ids` [n] of a term: float32 [n, H]."""
     if not isinstance(term, CodeTerm):
         raise NotImplementedError(f"embeddings hold code terms only, got {type(term).__name__}")
+    start, stop = term.columns
+    if isinstance(term.decoder, Affine) and stop - start == term.shape[1]:
+        return op.embed(ids, term.planes, term.decoder.scale, term.decoder.zero, term.decoder.group_size, term.shape[1])
     form = term.decoder.form()
     # Every decoder's tensors have one entry per row, so a decoder of some rows is the same decoder.
     picked = DECODERS[form["kind"]].restore(form, {name: t[ids] for name, t in term.decoder.tensors().items()})
-    start, stop = term.columns
     values = torch.zeros(len(ids), term.shape[1])
     values[:, start:stop] = picked.decode(unpack(term.planes[:, ids], stop - start))
     return values

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
-from anybit.kernels.linear_a16 import op as linear_a16
+from anybit.kernels.linear_w_a16 import op as linear_w_a16
 
 Product = Callable[[Tensor], Tensor]
 
@@ -99,11 +99,11 @@ def product(term: Term) -> Product:
         return lambda x: nn.functional.linear(x, term.dense().to(x.dtype))
     start, stop = term.columns
     affine = term.decoder
-    kernel = linear_a16.Prepared(term.planes, affine.scale, affine.zero, affine.group_size, stop - start)
+    kernel = linear_w_a16.Prepared(term.planes, affine.scale, affine.zero, affine.group_size, stop - start)
     return kernel if stop - start == term.shape[1] else lambda x: kernel(x[..., start:stop])
 
 
 def kernel_name(form: Form, tokens: int) -> str:
     """Which implementation `Terms.multiply` uses here for a form and number of tokens; for the ledger and `inspect`."""
     kinds = {part.get("kind", part["term"]) for part in form["terms"]}
-    return linear_a16.choose(tokens) if kinds == {"affine"} else "reference"
+    return linear_w_a16.choose(tokens) if kinds == {"affine"} else "reference"

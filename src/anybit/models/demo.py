@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from anybit.cache import build_once
 from anybit.errors import InputError
-from anybit.models.cache import build_once
 from anybit.models.gguf import check_gguf, gguf_key, load_gguf, quiet_transformers
 from anybit.models.graph import block_inputs, trace_block
 from anybit.models.pairs import apply_scale, scale_pairs

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
+from anybit.cache import build_once, sampled_sha256
 from anybit.errors import InputError
-from anybit.models.cache import build_once, sampled_sha256
 
 
 def gguf_key(path: Path) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anybit.cache import sampled_sha256
 from anybit.errors import InputError
-from anybit.models.cache import sampled_sha256
 
 _DTYPES = {
     "F64": torch.float64,

@@ -1,6 +1,8 @@
 // Codes uint8 [N, K] <-> planes [b, N, ceil(K/8)], one row at a time; the reference is anybit/formats/planes.py.
 //
 // v1: expand / collapse kCodes columns per step over every plane. Numbers: NOTES.md.
+#include "cpu.h"
+
 #include "expand.h"
 #include "primitives.h"
 
@@ -16,10 +18,6 @@ ANYBIT_INLINE void collapse_some(const std::uint8_t* codes, size_t count, unsign
   collapse(padded, weight, out);
   std::memcpy(bits, out, (count + 7) / 8);
 }
-
-}  // namespace
-
-extern const size_t row_block = kLanes;
 
 void pack_rows(const std::uint8_t* codes, std::uint8_t* planes, const Planes& shape, size_t begin, size_t end) {
   const size_t bytes = shape.row_bytes();
@@ -39,5 +37,9 @@ void unpack_rows(const Planes& planes, std::uint8_t* codes, size_t begin, size_t
       expand_columns(planes, n, k, left < kCodes ? left : kCodes, codes + n * planes.columns + k);
     }
 }
+
+}  // namespace
+
+extern const PlanesTable planes_table = {pack_rows, unpack_rows};
 
 }  // namespace anybit::ANYBIT_TARGET

@@ -1,6 +1,7 @@
 // Plane bits of a stretch of columns to byte codes; shared by every kernel that wants codes.
 #pragma once
 
+#include "planes.h"
 #include "primitives.h"
 
 namespace anybit::ANYBIT_TARGET {

@@ -1,0 +1,81 @@
+// Causal attention over a paged, quantized key-value cache; op.py has the contract, the layout is here.
+//
+// A page holds kPageTokens tokens of one layer, one block of head_bytes() per kv head:
+//   keys    [head_dim][64 tokens]  dim-major: tokens are vector lanes, scores need no horizontal sums
+//   values  [64 tokens][head_dim]
+//   scales  float16 [4][64]: key scale s, key minimum m, value scale, value minimum; absent at 16 bits
+// 16 bits: float16, saturated at +-65504. 8 and 4 bits: QServe, one range per token and head, x ~ m + s * code. m is the minimum
+// rounded down to float16 and s = (max - m) / (2^bits - 1) rounded up; codes are found with the rounded two, so |x - x~| <= s / 2
+// holds for what is stored. (A float16 zero -min / s would lose that as soon as |min| >> max - min.) 4 bits: rows r and
+// r + rows / 2 share bytes, the first in the low nibble: one widened byte vector gives two rows.
+#pragma once
+
+#include "targets.h"
+
+namespace anybit {
+
+constexpr size_t kPageTokens = 64;
+// A softmax runs over this many pages, then starts afresh and is merged: cuts lie at absolute positions, so that neither threads
+// nor the tokens computed together change a bit.
+constexpr size_t kSplitPages = 16;
+
+struct KvShape {
+  size_t heads, kv_heads, head_dim;  // heads a multiple of kv_heads, head_dim of 16
+  size_t bits;                       // 16 (float16), 8 or 4
+
+  size_t group() const { return heads / kv_heads; }                           // query heads of one kv head
+  size_t code_bytes() const { return head_dim * kPageTokens * bits / 8; }     // the keys, or the values, of one kv head
+  size_t head_bytes() const { return 2 * code_bytes() + (bits == 16 ? 0 : 8 * kPageTokens); }
+  size_t page_bytes() const { return kv_heads * head_bytes(); }  // a multiple of 64
+};
+
+// Where one query token looks: the pages of its sequence in this layer, and the positions it may see, [first, last].
+struct Query {
+  std::uint8_t* const* pages;  // page p holds positions [64 p, 64 p + 64); only pages that hold visible positions are read
+  size_t first, last;          // last is the token's own position; its key and value are already written
+};
+
+// `scaling` multiplies scores; `softcap` > 0 bounds them by softcap * tanh(score / softcap) (Gemma-2).
+struct Scoring {
+  float scaling, softcap;
+};
+
+// Writes key and value [kv_heads, head_dim] of position `position` into its page.
+void kv_write(const KvShape& shape, std::uint8_t* page, size_t position, const float* key, const float* value);
+
+// The same for many tokens, on all threads: token t goes to position queries[t].last; no two to the same slot.
+void kv_write(const KvShape& shape, const Query* queries, size_t tokens, const float* keys, const float* values);
+
+// out [tokens, heads, head_dim] from q of the same shape. Each token's result depends on its own query and cache alone, bit for
+// bit: not on the other tokens, nor on threads. Fast for many tokens where neighbours share `pages`.
+void attend(const KvShape& shape, const float* q, const Query* queries, size_t tokens, float scaling, float softcap, float* out);
+
+// Neighbouring query tokens of one sequence, seen by one kv head: count * group rows, token by token.
+struct Block {
+  const float* q;  // of the first token, [heads, head_dim]
+  const Query* queries;
+  size_t count, kv_head;
+};
+
+// A row's softmax so far: [0] the largest score (-inf: nothing seen), [1] sum of exp(score - largest), [16..] weighted values.
+constexpr size_t kStateHead = 16;
+ANYBIT_INLINE size_t state_floats(const KvShape& shape) { return kStateHead + shape.head_dim; }
+
+// What attend_split wants as scratch for one block, 64-byte aligned.
+ANYBIT_INLINE size_t attention_scratch(const KvShape& shape, size_t rows) {
+  return rows * (shape.head_dim + kPageTokens + 64) + (shape.head_dim + 4) * kPageTokens;
+}
+
+struct AttentionTable {
+  // One kv head's block of a page, slot = position % 64.
+  void (*write_head)(const KvShape& shape, std::uint8_t* block, size_t slot, const float* key, const float* value);
+  // states [rows] over pages [split * kSplitPages, (split + 1) * kSplitPages), from nothing.
+  void (*attend_split)(const KvShape& shape, const Scoring& scoring, const Block& block, size_t split, float* states,
+                       float* scratch);
+  void (*merge)(const KvShape& shape, size_t rows, const float* later, float* states);
+  // out of the block's first token, [heads, head_dim].
+  void (*finish)(const KvShape& shape, const Block& block, const float* states, float* out);
+};
+ANYBIT_FOR_TARGETS(extern const AttentionTable attention_table;)
+
+}  // namespace anybit

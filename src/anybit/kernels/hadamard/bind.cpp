@@ -1,0 +1,13 @@
+#include "bind.h"
+#include "cpu.h"
+
+namespace anybit {
+
+void bind_hadamard(nb::module_& m) {
+  m.def(
+      "hadamard_rows",
+      [](Address x, size_t rows, size_t columns, size_t block) { hadamard_rows(at<float>(x), rows, columns, block); }, "x"_a,
+      "rows"_a, "columns"_a, "block"_a, Unlocked());
+}
+
+}  // namespace anybit

@@ -1,0 +1,219 @@
+// AMX: 16 tokens x 16 rows in one instruction. A strip's chunk of codes already is a tile: row q holds four columns of 16 rows.
+//
+// A product takes 52 cycles but one can start every 16, so four sums are always under way: of four groups (whose sums become
+// floats one batch later), or, when a row is one group, of four times 16 tokens.
+#pragma once
+
+namespace anybit::ANYBIT_TARGET {
+namespace {
+
+constexpr size_t kTileTokens = 16;
+
+// Columns that one tile product covers: a group must be whole products.
+ANYBIT_INLINE size_t tile_columns(const TiledWeight& w) { return w.groups > 1 && w.group_size % 64 ? 32 : 64; }
+
+// Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 codes.
+struct TileSession {
+  explicit TileSession(const TiledWeight& w) {
+    struct alignas(64) {
+      std::uint8_t palette = 1, start = 0, reserved[14] = {};
+      std::uint16_t bytes[16] = {64, 64, 64, 64, 0, 0, 64, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+    } config;
+    config.bytes[4] = config.bytes[5] = static_cast<std::uint16_t>(tile_columns(w));
+    config.rows[6] = config.rows[7] = static_cast<std::uint8_t>(tile_columns(w) / 4);
+    // Not the intrinsic: gcc 12 takes it to read 8 bytes and drops the stores to the rest.
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  }
+  ~TileSession() { _tile_release(); }  // tiles in use make every context switch save 8 KiB
+};
+
+// Whether code - zero fits a signed byte and float sums of them are exact integers: then zeros are subtracted in the strip and
+// the epilogue has one step less, with the same result to the bit.
+ANYBIT_INLINE bool can_center(const TiledWeight& w) {
+  const float fixed = w.zero ? 0.0f : w.zero_add;
+  return w.bits <= 7 && least(w.group_size, w.columns) <= 512 && (!w.zero || (w.zero_mul == 1.0f && w.zero_add == 0.0f)) &&
+         fixed == static_cast<float>(static_cast<int>(fixed)) && fixed >= 0.0f && fixed <= 127.0f;
+}
+
+void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
+  const size_t chunks = w.chunks(), per_group = w.groups == 1 ? chunks : w.group_size / TiledWeight::kColumns;
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    __m512i zero = _mm512_set1_epi8(static_cast<char>(w.zero_add));
+    if (w.zero) {
+      const std::uint8_t* at = w.zero + (block * w.groups + chunk / per_group) * w.zero_bytes;
+      zero = _mm512_cvtepu8_epi32(w.zero_bytes == 8 ? sixteen_nibbles(at) : sixteen_bytes(at));
+      zero = _mm512_shuffle_epi8(zero, _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0));
+    }
+    for (size_t q = 0; q < kQuads; ++q) {
+      std::uint8_t* codes = strip + (chunk * kQuads + q) * 64;
+      store_codes(codes, _mm512_sub_epi8(load_codes(codes), zero));
+    }
+  }
+}
+
+#define ANYBIT_PRODUCT(sum, a, b, x_at, k)              \
+  do {                                                  \
+    _tile_loadd(a, (x_at) + (k), x.stride);             \
+    _tile_loadd(b, strip + (k) * 16, 64);               \
+    if constexpr (kCentred) _tile_dpbssd(sum, a, b);    \
+    else _tile_dpbsud(sum, a, b);                       \
+  } while (0)
+
+// Products of the next group of 16 tokens x 16 rows into tile `sum`; the common group is one product.
+#define ANYBIT_GROUP(sum, a, b)                                                     \
+  do {                                                                              \
+    _tile_zero(sum);                                                                \
+    ANYBIT_PRODUCT(sum, a, b, xs, 0);                                               \
+    if constexpr (!kOneProduct)                                                     \
+      for (size_t k = step; k < w.group_size && xs + k < xs_end; k += step)         \
+        ANYBIT_PRODUCT(sum, a, b, xs, k);                                           \
+    xs += w.group_size, strip += 16 * w.group_size;                                 \
+  } while (0)
+
+// While one group leaves its tile, the products of the third after it start and the floats of the one before are added. A load
+// that shares its low 12 address bits with a store still waiting for its product waits as well: hence the distance.
+template <bool kCentred, bool kOneProduct, bool kSums>
+void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block,
+                 size_t token) {
+  const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), groups = w.groups;
+  const std::int8_t* xs = x.codes + token * x.stride;
+  [[maybe_unused]] const size_t step = tile_columns(w);
+  [[maybe_unused]] const std::int8_t* xs_end = xs + w.columns;
+  const float *x_scale = x.scale + token * groups, *x_sum = x.sums + token * groups;
+  size_t table = block * groups;
+  alignas(2048) std::int32_t sums[2][256];
+  Reals total[16];
+#pragma GCC unroll 16
+  for (size_t t = 0; t < 16; ++t) total[t] = splat(0.0f);
+  const auto leave = [&](const std::int32_t* sum, size_t g) __attribute__((always_inline)) {
+    if constexpr (kSums) {
+      for (size_t t = 0; t < 16; ++t)
+        std::memcpy(out.sums + ((token + t) * groups + g) * w.rows + block * TiledWeight::kRows, sum + 16 * t, 4 * lanes);
+      return;
+    }
+    const Grid grid(w, table);
+#pragma GCC unroll 16
+    for (size_t t = 0; t < 16; ++t) {
+      Reals real = _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * t));
+      if constexpr (!kCentred) real = fma(grid.zero, splat(-x_sum[t * groups]), real);
+      total[t] = fma(mul(grid.scale, splat(x_scale[t * groups])), real, total[t]);
+    }
+    ++table, ++x_scale, ++x_sum;
+  };
+  ANYBIT_GROUP(0, 4, 6);
+  if (groups > 1) ANYBIT_GROUP(1, 5, 7);
+  if (groups > 2) ANYBIT_GROUP(2, 4, 6);
+#define ANYBIT_STEP(now, next, a, b)              \
+  if (g + 3 < groups) ANYBIT_GROUP(next, a, b);   \
+  _tile_stored(now, sums[now % 2], 64);           \
+  if (g > 0) leave(sums[(now + 1) % 2], g - 1);   \
+  if (++g == groups) break;
+  size_t g = 0;
+  for (;;) {
+    ANYBIT_STEP(0, 3, 5, 7)
+    ANYBIT_STEP(1, 0, 4, 6)
+    ANYBIT_STEP(2, 1, 5, 7)
+    ANYBIT_STEP(3, 2, 4, 6)
+  }
+#undef ANYBIT_STEP
+  leave(sums[(groups - 1) % 2], groups - 1);
+  if constexpr (!kSums)
+#pragma GCC unroll 16
+    for (size_t t = 0; t < 16; ++t) store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total[t], lanes);
+}
+#undef ANYBIT_GROUP
+
+// One group a row: up to 64 tokens (`count` blocks of 16), every tile of codes loaded once for all of them.
+template <bool kCentred>
+void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t token,
+              size_t count) {
+  const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), apart = 16 * x.stride;
+  const std::int8_t* xs = x.codes + token * x.stride;
+  alignas(64) std::int32_t sums[4][256];
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (size_t k = 0; k < w.columns; k += 64) {
+    ANYBIT_PRODUCT(0, 4, 6, xs, k);
+    // The codes stay in tile 6 for the others.
+#define ANYBIT_REUSE(i, a)                            \
+  if (count > i) {                                    \
+    _tile_loadd(a, xs + i * apart + k, x.stride);     \
+    if constexpr (kCentred) _tile_dpbssd(i, a, 6);    \
+    else _tile_dpbsud(i, a, 6);                       \
+  }
+    ANYBIT_REUSE(1, 5)
+    ANYBIT_REUSE(2, 4)
+    ANYBIT_REUSE(3, 5)
+#undef ANYBIT_REUSE
+  }
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+  const Grid grid = out.sums ? Grid{splat(0.0f), splat(0.0f)} : Grid(w, block, 0);
+  for (size_t t = 0; t < 16 * count; ++t) {
+    const Ints sum = _mm512_load_si512(sums[t / 16] + t % 16 * 16);
+    if (out.sums) {
+      store(out.sums + (token + t) * w.rows + block * TiledWeight::kRows, sum, lanes);
+      continue;
+    }
+    Reals real = to_reals(sum);
+    if constexpr (!kCentred) real = fma(grid.zero, splat(-x.sums[token + t]), real);
+    const Reals total = fma(mul(grid.scale, splat(x.scale[token + t])), real, splat(0.0f));
+    store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total, lanes);
+  }
+}
+#undef ANYBIT_PRODUCT
+
+// Tokens [begin, end), whole blocks of 16.
+template <bool kCentred>
+ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out,
+                                    size_t block, size_t begin, size_t end) {
+  if (w.groups > 1) {
+    const bool one = w.group_size <= tile_columns(w);
+    const auto run = out.sums ? tile_groups<false, false, true>
+                     : one    ? tile_groups<kCentred, true, false>
+                              : tile_groups<kCentred, false, false>;
+    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin);
+    return;
+  }
+  for (; begin < end; begin += 4 * kTileTokens)
+    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens));
+}
+
+// Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
+// first-level cache together, the activations come from the second level once for all of them. Returns where the rest begins.
+template <size_t B>
+size_t multiply_tiles(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last, size_t begin,
+                      size_t end, std::vector<std::uint8_t>& memory) {
+  constexpr size_t kStrips = 4, kFirstLevel = 20 << 10;
+  const size_t whole = begin + (end - begin) / kTileTokens * kTileTokens;
+  if (whole == begin) return begin;
+  const size_t bytes = strip_bytes(w);
+  const size_t strips = w.groups > 1 && bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
+  const bool centred = !out.sums && can_center(w);
+  const TileSession session(w);
+  std::uint8_t* strip = aligned(memory, strips * bytes);
+  const size_t step = w.groups == 1 ? 4 * kTileTokens : kTileTokens;
+  for (; first < last; first += strips) {
+    const size_t stop = least(first + strips, last);
+    for (size_t block = first; block < stop; ++block) {
+      expand_strip<B>(w, block, strip + (block - first) * bytes);
+      if (centred) center_strip(strip + (block - first) * bytes, w, block);
+    }
+    for (size_t token = begin; token < whole; token += step)
+      for (size_t block = first; block < stop; ++block) {
+        const std::uint8_t* at = strip + (block - first) * bytes;
+        const size_t until = least(token + step, whole);
+        centred ? multiply_centred<true>(at, w, x, out, block, token, until)
+                : multiply_centred<false>(at, w, x, out, block, token, until);
+      }
+  }
+  return whole;
+}
+
+}  // namespace
+}  // namespace anybit::ANYBIT_TARGET

@@ -1,0 +1,51 @@
+// Activations as signed bytes for the integer kernels, optionally straight out of an RMSNorm or a gated activation; op.py has the
+// contract. A token's result depends on its row alone and is the same, bit for bit, on every instruction set.
+#pragma once
+
+#include "targets.h"
+
+namespace anybit {
+
+// x[t, k] ~ scale[t, k / group_size] * codes[t, k]; codes in -127..127.
+struct Activations {
+  std::int8_t* codes;  // [tokens, stride], 64-byte aligned, columns beyond `columns` are zero
+  float* scale;        // [tokens, groups]; 0 where a group is all zero, NaN where it holds a NaN or an infinity (codes 0)
+  float* sums;         // [tokens, groups], the exact sum of the group's codes
+  size_t tokens, columns, stride, group_size, groups;  // group_size a multiple of 32, or >= columns: one group
+};
+
+// Columns rounded up so that any kernel may read whole vectors, to an odd number of cache lines: with rows a power of two
+// apart, 16 tokens would share the few places that one set of the first-level cache has.
+ANYBIT_INLINE size_t activation_stride(size_t columns) { return ((columns + 63) / 64 | 1) * 64; }
+
+enum class Gate { silu, gelu_tanh };
+
+// Below, rows are those of tokens [first, last); many of them are shared among threads. x is [tokens, columns].
+void quantize_rows(const float* x, const Activations& out, size_t first, size_t last);
+
+// y = x / sqrt(mean(x^2) + eps) * weight, or * (1 + weight) with `plus_one`; weight [columns], or null for none. y may be x.
+// A row whose mean square is NaN or overflows becomes NaN.
+void rms_norm_rows(const float* x, const float* weight, bool plus_one, float eps, float* y, size_t columns, size_t first,
+                   size_t last);
+void rms_norm_quantize_rows(const float* x, const float* weight, bool plus_one, float eps, const Activations& out, size_t first,
+                            size_t last);
+
+// y = act(gate) * up; gate_up [tokens, 2 columns]: a row is its gates, then its ups. About 1e-6 relative; NaN stays NaN.
+void gate_rows(const float* gate_up, Gate gate, float* y, size_t columns, size_t first, size_t last);
+void gate_quantize_rows(const float* gate_up, Gate gate, const Activations& out, size_t first, size_t last);
+
+struct RmsNorm {
+  const float* weight;
+  bool plus_one;
+  float eps;
+};
+
+// One row each; y and x have `columns` floats.
+struct QuantizeActivationsTable {
+  void (*quantize)(const float* x, const Activations& out, size_t token);
+  void (*rms_norm)(const float* x, const RmsNorm& norm, float* y, size_t columns);
+  void (*gate)(const float* gate_up, Gate gate, float* y, size_t columns);
+};
+ANYBIT_FOR_TARGETS(extern const QuantizeActivationsTable quantize_activations_table;)
+
+}  // namespace anybit
