@@ -1,16 +1,20 @@
-"""Open an anybit checkpoint as a transformers model, with its files and its answers checked."""
+"""Open a model: an anybit checkpoint with its files and its answers checked, or anything the command line takes as MODEL."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from anybit.checkpoint.canary import check_canary
-from anybit.checkpoint.layout import read_config
+from anybit.checkpoint.layout import METHOD, read_config
 from anybit.checkpoint.verify import verify as verify_files
-from anybit.errors import InputError
+from anybit.errors import InputError, nearest
+from anybit.models.source import open_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, verify: bool = True) -> PreTrainedModel:
@@ -34,3 +38,34 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, verify: b
     model.eval()
     check_canary(path, model)
     return model
+
+
+def load_any(model: str | Path, *, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode on the CPU, with its tokenizer.
+
+    Args:
+        model: an anybit directory (loaded with its checks), or whatever `anybit.models.source.open_model` takes.
+        dtype: of the floating-point parts, a key of `DTYPES`.
+
+    Raises:
+        InputError: unknown dtype, or a model that cannot be found or read.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype '{dtype}'{nearest(dtype, DTYPES)}")
+    if is_anybit_directory(model):
+        return load(str(model), dtype=DTYPES[dtype]).eval(), AutoTokenizer.from_pretrained(model, local_files_only=True)
+    source = open_model(str(model))
+    loaded = AutoModelForCausalLM.from_pretrained(source.path, dtype=DTYPES[dtype], local_files_only=True)
+    return loaded.eval(), source.tokenizer()
+
+
+def is_anybit_directory(model: str | Path) -> bool:
+    """Whether `model` is a checkpoint that anybit wrote, by what its config.json says."""
+    config = Path(model) / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{config}' is not JSON ({error}); the checkpoint is damaged, write it again") from error
+    return (settings.get("quantization_config") or {}).get("quant_method") == METHOD

@@ -97,7 +97,7 @@ def test_wrong_usage_names_the_culprit(anybit, words, said):
         ("--schedule", "3", True),
         ("--prefill-precision", "8", True),
         ("--draft", "ngram", True),
-        ("--engine", "native", True),
+        ("--engine", "gpu", True),
     ],
 )
 def test_generate_refuses_what_is_not_there_yet(anybit, checkpoint, flag, value, refused):

@@ -7,8 +7,8 @@ import torch
 
 import anybit.evaluate
 from anybit.errors import InputError
-from anybit.evaluate.loading import is_anybit_directory, load_any
 from anybit.evaluate.run import compare_with_baseline, evaluate
+from anybit.loading import is_anybit_directory, load_any
 from tiny_models import save_tiny, tiny, tiny_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, é and 日本. " * 6

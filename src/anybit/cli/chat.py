@@ -32,9 +32,9 @@ def chat(
     """Talk with a checkpoint. Type /help for the commands."""
     bits = mean_code_bits(read_ledger(directory))
     from anybit.engine.generate import generate
-    from anybit.evaluate.loading import load_any
+    from anybit.engine.open import open_engine
 
-    model, tokenizer = load_any(directory)
+    model, tokenizer = open_engine(directory)
 
     def reply(messages: list[Message]) -> Any:
         return generate(

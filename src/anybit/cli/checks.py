@@ -104,8 +104,8 @@ def _linear_error(bits: int, tokens: int) -> float:
     import torch
 
     from anybit.formats.planes import pack
-    from anybit.kernels.linear_a16 import reference
-    from anybit.kernels.linear_a16.op import linear
+    from anybit.kernels.linear_w_a16 import reference
+    from anybit.kernels.linear_w_a16.op import linear
 
     draw = torch.Generator().manual_seed(bits)
     codes = torch.randint(2**bits, (37, 200), dtype=torch.uint8, generator=draw)
@@ -135,7 +135,7 @@ def wiki_text() -> str:
 
 def disk_space() -> str:
     """There is room for a demo, in the cache and where we are."""
-    from anybit.models.cache import cache_root
+    from anybit.cache import cache_root
 
     for place in (cache_root(), "."):
         free = shutil.disk_usage(place).free

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from anybit.calibration.progress import Progress
-from anybit.cli.machine import machine
 from anybit.cli.options import Json, Overwrite, Resume
 from anybit.cli.output import print_json, say, say_facts
 from anybit.cli.progress import progress_bars
 from anybit.errors import InputError
+from anybit.machine import machine
 from anybit.report.words import quality_words, size
 
 PROMPT = "Explain in two sentences why the sky is blue."
@@ -177,7 +177,7 @@ def library_steps() -> Steps:
 def generate_with(model: str | Path, prompt: str, new_tokens: int) -> Any:
     """Greedy answer of a float model or of a checkpoint, as a `GenerationResult`."""
     from anybit.engine.generate import generate
-    from anybit.evaluate.loading import load_any
+    from anybit.loading import load_any
 
     network, tokenizer = load_any(model)
     return generate(network, tokenizer, prompt, max_new_tokens=new_tokens, chat=True)

@@ -29,7 +29,9 @@ def generate(
     draft: Annotated[str, typer.Option(metavar="none", help="Guess tokens ahead; only `none` yet")] = "none",
     seed: Seed = 0,
     temperature: Temperature = 0.0,
-    engine: Annotated[str, typer.Option(metavar="torch", help="What runs the model; only `torch` yet")] = "torch",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|native|torch", help="What runs the model; auto: native where it can")
+    ] = "auto",
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template")] = False,
     json: Json = False,
 ) -> None:
@@ -42,13 +44,13 @@ def generate(
     require_available("--prefill-precision", prefill_precision, stored)
     require_available("--schedule", schedule, stored)
     require_available("--draft", draft, ["none"])
-    require_available("--engine", engine, ["torch"])
+    require_available("--engine", engine, ["auto", "native", "torch"])
     if not prompt:
         raise InputError("--prompt is empty; give the text to continue")
     from anybit.engine.generate import generate as run
-    from anybit.evaluate.loading import load_any
+    from anybit.engine.open import open_engine
 
-    model, tokenizer = load_any(directory)
+    model, tokenizer = open_engine(directory, engine)
     result = run(
         model,
         tokenizer,

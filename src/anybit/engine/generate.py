@@ -1,14 +1,12 @@
-"""Generation with any Hugging Face causal language model: prefill once, then one token at a time.
+"""Generation with the native decoder or any Hugging Face causal language model: prefill once, then one token at a time.
 
 The plain loop, without drafting and precision schedules, whose greedy output equals `model.generate`.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import cast
@@ -18,8 +16,9 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from anybit.engine.detokenize import Detokenizer
+from anybit.engine.native import NativeModel
+from anybit.engine.stepper import Stepper, stepper, torch_threads
 from anybit.errors import InputError, PromiseError
-from anybit.layers.linear import Terms
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "user", "content": "..."}`."""
@@ -47,7 +46,7 @@ class GenerationResult:
 
 
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | NativeModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | Sequence[Message],
     *,
@@ -73,13 +72,14 @@ def generate(
     if max_new_tokens < 1 or temperature < 0:
         raise InputError(f"need max_new_tokens >= 1 and temperature >= 0, not {max_new_tokens} and {temperature}")
     prompt_ids = encode_prompt(tokenizer, prompt, chat=chat)
-    _check_length(model, len(prompt_ids), max_new_tokens)
-    sampler, detokenizer = _Sampler(temperature, seed, model.device), Detokenizer(tokenizer)
-    ends = end_tokens(model, tokenizer)
+    runner = stepper(model)
+    _check_length(runner.context, len(prompt_ids), max_new_tokens)
+    sampler, detokenizer = _Sampler(temperature, seed, runner.device), Detokenizer(tokenizer)
+    ends = end_tokens(runner, tokenizer)
     token_ids: list[int] = []
     pieces: list[str] = []
     clock = [time.perf_counter()]  # start, then the arrival of every token
-    for token in islice(_tokens(model, prompt_ids, sampler), max_new_tokens):
+    for token in islice(_tokens(runner, prompt_ids, sampler), max_new_tokens):
         clock.append(time.perf_counter())
         token_ids.append(token)
         if token in ends:
@@ -123,15 +123,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
     return ids
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that end a text: those of the generation config, else the tokenizer's."""
-    config = model.generation_config
-    ends = config.eos_token_id if config is not None else None
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    if ends is None:
-        return set()
-    return {ends} if isinstance(ends, int) else set(ends)
+def end_tokens(runner: Stepper, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a text: those of the model's generation config, else the tokenizer's."""
+    if runner.end_ids is not None:
+        return runner.end_ids
+    end = tokenizer.eos_token_id
+    return frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
 
 
 class _Sampler:
@@ -146,47 +143,23 @@ class _Sampler:
         if not logits.max().isfinite():  # the maximum of a row with a NaN is NaN
             raise PromiseError("the model gives NaN or infinite logits; inspect its scales and norms")
         if self._temperature == 0:
-            return int(logits.argmax())
+            return int(logits.cpu().numpy().argmax())  # seven times faster than torch's, the lowest id of equals too
         # softmax is unchanged by a shift; shifting first keeps tiny temperatures from overflowing to inf - inf
         probabilities = ((logits - logits.max()) / self._temperature).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
-def _tokens(model: PreTrainedModel, prompt_ids: list[int], sampler: _Sampler) -> Iterator[int]:
+def _tokens(runner: Stepper, prompt_ids: list[int], sampler: _Sampler) -> Iterator[int]:
     """Endless tokens after the prompt, each one forward pass."""
-    # only the last position's logits are wanted: [prompt, vocabulary] would be the largest tensor of the whole run
-    accepts = inspect.signature(model.forward).parameters
-    only_last = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
-    step = torch.tensor([prompt_ids], device=model.device)
-    cache = None
-    quantized = any(isinstance(module, Terms) for module in model.modules())
+    logits = runner.prefill(prompt_ids)
     while True:
-        with torch.inference_mode(), _torch_threads(1 if quantized and cache is not None else None):
-            output = model(input_ids=step, past_key_values=cache, use_cache=True, **only_last)
-            token = sampler(output.logits[0, -1])
+        with torch.inference_mode(), torch_threads(1):
+            token = sampler(logits)
         yield token
-        cache = output.past_key_values
-        step = torch.tensor([[token]], device=model.device)
+        logits = runner.step(token)
 
 
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """Run the body with this many torch threads, None: as many as before.
-
-    In a decode step our own threads do the work that is worth sharing, and torch has only small operations left. On a
-    busy machine, sharing those made attention alone take 100 times as long (kernels/linear_a16/NOTES.md).
-    """
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check_length(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _check_length(limit: int | None, prompt_tokens: int, max_new_tokens: int) -> None:
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise InputError(
             f"prompt ({prompt_tokens} tokens) and {max_new_tokens} new tokens exceed the model's context of {limit}; "

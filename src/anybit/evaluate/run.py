@@ -13,8 +13,8 @@ from anybit.calibration.progress import Progress, silent
 from anybit.calibration.text import read_documents
 from anybit.calibration.tokens import data_identity, evaluation_windows
 from anybit.evaluate.divergence import NOISE_WINDOWS, compare, divergence_summary, noise_floor
-from anybit.evaluate.loading import load_any
 from anybit.evaluate.perplexity import paired_difference, perplexity, summarize
+from anybit.loading import load_any
 
 
 def evaluate(

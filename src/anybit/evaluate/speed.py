@@ -1,4 +1,4 @@
-"""Generation speed of any Hugging Face causal language model, through the engine's own loop."""
+"""Generation speed of a model, native or any Hugging Face causal language model, through the engine's own loop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anybit.engine.generate import generate
+from anybit.engine.native import NativeModel
 
 _WARM_UP_TOKENS = 2
 
 
 def measure_generation(
-    model: PreTrainedModel,
+    model: PreTrainedModel | NativeModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     max_new_tokens: int,

@@ -1,0 +1,106 @@
+// The decoder for Python (anybit/engine): structures are filled in once, then every step is one call with raw addresses.
+#include <memory>
+
+#include "bind.h"
+#include "decoder/decoder.h"
+
+namespace anybit {
+namespace {
+
+void add_part(Linear& linear, Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple scalars, size_t offset) {
+  TiledWeight w{};
+  w.planes = at<const std::uint8_t>(planes), w.scale = at<const std::uint16_t>(scale), w.zero = at<const std::uint8_t>(zero);
+  w.bits = nb::cast<size_t>(sizes[0]), w.rows = nb::cast<size_t>(sizes[1]), w.columns = nb::cast<size_t>(sizes[2]);
+  w.group_size = nb::cast<size_t>(sizes[3]), w.groups = nb::cast<size_t>(sizes[4]), w.zero_bytes = nb::cast<size_t>(sizes[5]);
+  w.scale_mul = nb::cast<float>(scalars[0]), w.zero_mul = nb::cast<float>(scalars[1]), w.zero_add = nb::cast<float>(scalars[2]);
+  linear.parts.push_back({w, offset});
+  linear.rows = offset + w.rows, linear.columns = w.columns;
+}
+
+void set_norms(Layer& layer, Address input, Address attention_out, Address mlp, Address mlp_out, Address query, Address key) {
+  layer.input_norm = at<const float>(input), layer.attention_out_norm = at<const float>(attention_out);
+  layer.mlp_norm = at<const float>(mlp), layer.mlp_out_norm = at<const float>(mlp_out);
+  layer.query_norm = at<const float>(query), layer.key_norm = at<const float>(key);
+}
+
+void bind_structures(nb::module_& m) {
+  nb::class_<Linear>(m, "Linear")
+      .def(nb::init<>())
+      .def("add_part", &add_part, "planes"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a, "offset"_a)
+      .def("set_bias", [](Linear& l, Address bias) { l.bias = at<const float>(bias); });
+  nb::class_<Layer>(m, "Layer")
+      .def(nb::init<>())
+      .def_rw("qkv", &Layer::qkv)
+      .def_rw("output", &Layer::output)
+      .def_rw("gate_up", &Layer::gate_up)
+      .def_rw("down", &Layer::down)
+      .def_rw("window", &Layer::window)
+      .def_rw("rope", &Layer::rope)
+      .def("set_norms", &set_norms, "input"_a, "attention_out"_a, "mlp"_a, "mlp_out"_a, "query"_a, "key"_a);
+  nb::class_<Model>(m, "Model")
+      .def(nb::init<>())
+      .def_rw("hidden", &Model::hidden)
+      .def_rw("heads", &Model::heads)
+      .def_rw("kv_heads", &Model::kv_heads)
+      .def_rw("head_dim", &Model::head_dim)
+      .def_rw("intermediate", &Model::intermediate)
+      .def_rw("vocabulary", &Model::vocabulary)
+      .def_rw("epsilon", &Model::epsilon)
+      .def_rw("embedding_scale", &Model::embedding_scale)
+      .def_rw("attention_scale", &Model::attention_scale)
+      .def_rw("attention_softcap", &Model::attention_softcap)
+      .def_rw("logit_softcap", &Model::logit_softcap)
+      .def_rw("gelu", &Model::gelu)
+      .def_rw("head", &Model::head)
+      .def("set_precision", [](Model& model, Address cell) { model.precision = at<const std::int32_t>(cell); })
+      .def("set_final_norm", [](Model& model, Address weight) { model.final_norm = at<const float>(weight); })
+      .def("set_float_head", [](Model& model, Address rows) { model.float_head = at<const std::uint16_t>(rows); })
+      .def("set_embedding_planes",
+           [](Model& model, Address planes, Address scale, Address zero, size_t bits, size_t group_size) {
+             model.embedding.planes = {at<const std::uint8_t>(planes), bits, model.vocabulary, model.hidden};
+             model.embedding.affine = {at<const std::uint16_t>(scale), at<const std::uint8_t>(zero), group_size,
+                                       (model.hidden + group_size - 1) / group_size};
+           })
+      .def("set_embedding_rows",
+           [](Model& model, Address rows, int kind) {
+             model.embedding.rows = at<const void>(rows), model.embedding.kind = static_cast<Embedding::Kind>(kind);
+           })
+      .def("add_rope", [](Model& model, Address inverse, size_t pairs,
+                          float factor) { model.ropes.push_back({at<const float>(inverse), pairs, factor}); })
+      .def("add_layer", [](Model& model, const Layer& layer) { model.layers.push_back(layer); });
+}
+
+Batch batch_at(Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows) {
+  return {at<const std::int32_t>(tokens), at<const std::int32_t>(slots), rows, at<const std::int32_t>(wanted), wanted_rows};
+}
+
+}  // namespace
+
+void bind_decoder(nb::module_& parent) {
+  nb::module_ m = parent.def_submodule("decoder");
+  bind_structures(m);
+  m.attr("MAX_TOP") = kMaxTop;
+  nb::class_<Decoder>(m, "Decoder")
+      .def("__init__",
+           [](Decoder* self, const Model& model, size_t kv_bits, size_t tokens, size_t slots, size_t max_rows) {
+             new (self) Decoder(model, {model.heads, model.kv_heads, model.head_dim, kv_bits}, tokens, slots, max_rows);
+           },
+           "model"_a, "kv_bits"_a, "tokens"_a, "slots"_a, "max_rows"_a)
+      .def("slots", [](Decoder& d) { return d.cache().slots(); })
+      .def("length", [](Decoder& d, size_t slot) { return d.cache().length(slot); })
+      .def("truncate", [](Decoder& d, size_t slot, size_t length) { d.cache().truncate(slot, length); })
+      .def("free_tokens", [](Decoder& d) { return d.cache().free_pages() * kPageTokens; })
+      .def("logits",
+           [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, Address out) {
+             d.logits(batch_at(tokens, slots, rows, wanted, wanted_rows), at<float>(out));
+           },
+           Unlocked())
+      .def("top",
+           [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, size_t k,
+              Address values, Address ids) {
+             d.top(batch_at(tokens, slots, rows, wanted, wanted_rows), k, at<float>(values), at<std::int32_t>(ids));
+           },
+           Unlocked());
+}
+
+}  // namespace anybit

@@ -1,0 +1,197 @@
+"""An anybit checkpoint as the native decoder's structures: tensors are read, tiled and let go of, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anybit.engine import architectures
+from anybit.engine.architectures import Architecture, Config
+from anybit.engine.memory import Memory
+from anybit.engine.rope import frequencies
+from anybit.engine.tensors import Tensors
+from anybit.errors import FormatError
+from anybit.formats.decoder import Form
+from anybit.kernels import native
+from anybit.kernels.linear_w_a8 import op as linear_w_a8
+
+Forms = Mapping[str, Form]
+_FLOAT_ROWS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+"""Dtypes of a float embedding, as native/decoder/model.h numbers them."""
+
+
+def refusal(config: Config, forms: Forms) -> str:
+    """Why this model cannot run in the native decoder; empty when it can.
+
+    Args:
+        config: its config.json.
+        forms: how each quantized layer is written, `quantization_config["layers"]`.
+    """
+    if reason := native.refusal() or architectures.refusal(config):
+        return reason
+    facts = architectures.architecture(config)
+    linears = [name for index in range(facts.layers) for group in _linears(facts, index) for name in group]
+    if _head(facts) in forms:
+        linears.append(_head(facts))
+    elif config.get("dtype") != "bfloat16":
+        return f"the head is kept in {config.get('dtype')}; quantize it, or start from a bfloat16 model"
+    for name in linears:
+        if reason := _cannot_multiply(forms.get(name)):
+            return f"layer '{name}' {reason}"
+    embedding = forms.get("model.embed_tokens")
+    if embedding and [part.get("kind") for part in embedding["terms"]] != ["affine"]:
+        return "the embedding is not one affine code term"
+    return ""
+
+
+def _head(facts: Architecture) -> str:
+    """The module whose weight is the output head."""
+    return "model.embed_tokens" if facts.tied else "lm_head"
+
+
+def _cannot_multiply(form: Form | None) -> str:
+    """Why linear_w_a8 cannot run this form; empty when it can."""
+    if form is None:
+        return "is kept in float"
+    if len(form["terms"]) != 1 or form["terms"][0]["term"] != "code":
+        return "is more than one code term"
+    part, columns = form["terms"][0], form["shape"][1]
+    if part["kind"] not in ("affine", "bipolar"):
+        return f"has {part['kind']} codes"
+    if part["columns"] != [0, columns]:
+        return "has codes for some of its columns only"
+    return linear_w_a8.refusal(columns, part["group_size"])
+
+
+def _linears(facts: Architecture, index: int) -> list[list[str]]:
+    """Names of a layer's linears, grouped by the input they read: qkv, output, gate and up, down."""
+    block = f"model.layers.{index}"
+    inner = (["qkv"], ["gate_up"]) if facts.family.fused else (["q", "k", "v"], ["gate", "up"])
+    return [
+        [f"{block}.self_attn.{name}_proj" for name in inner[0]],
+        [f"{block}.self_attn.o_proj"],
+        [f"{block}.mlp.{name}_proj" for name in inner[1]],
+        [f"{block}.mlp.down_proj"],
+    ]
+
+
+@dataclass
+class Builder:
+    """Fills a native `Model`; `kept` is what its pointers point into."""
+
+    directory: Path
+    facts: Architecture
+    config: Config
+    forms: Forms
+    tokens: int  # longest sequence that will run
+    kept: list[Any] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
+
+    def build(self) -> Any:
+        """The model of `anybit._native.decoder`, without a decoder's workspace and cache."""
+        facts, tensors = self.facts, Tensors(self.directory)
+        model = native.loaded().decoder.Model()
+        for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "epsilon", "gelu", "embedding_scale"):
+            setattr(model, name, getattr(facts, name))
+        model.vocabulary, model.attention_scale = facts.vocab, facts.attention_scale
+        model.attention_softcap, model.logit_softcap = facts.attention_softcap, facts.logit_softcap
+        ropes = list(dict.fromkeys(facts.rope_types))
+        for kind in ropes:
+            inverse, factor = frequencies(self.directory, self.config, kind, self.tokens)
+            model.add_rope(self._address(inverse.contiguous()), len(inverse), factor)
+        self._embedding(model, tensors)
+        for index in range(facts.layers):
+            model.add_layer(self._layer(tensors, index, ropes.index(facts.rope_types[index])))
+        model.set_final_norm(self._norm(tensors, "model.norm"))
+        if _head(facts) in self.forms:
+            model.head = self._linear(tensors, [_head(facts)])
+        else:
+            model.set_float_head(self._address(_bfloat16(tensors.get(f"{_head(facts)}.weight"))))
+        return model
+
+    def _layer(self, tensors: Tensors, index: int, rope: int) -> Any:
+        layer, block = native.loaded().decoder.Layer(), f"model.layers.{index}"
+        layer.qkv, layer.output, layer.gate_up, layer.down = (
+            self._linear(tensors, names) for names in _linears(self.facts, index)
+        )
+        layer.window, layer.rope = self.facts.windows[index], rope
+        after = f"{block}.post_attention_layernorm"
+        mlp = [after]  # before the MLP, although its name says where it stands
+        outer = ["", ""]
+        if self.facts.family.gemma:
+            mlp, outer = [f"{block}.pre_feedforward_layernorm"], [after, f"{block}.post_feedforward_layernorm"]
+        heads = [f"{block}.self_attn.{name}_norm" if self.facts.family.head_norm else "" for name in "qk"]
+        names = [f"{block}.input_layernorm", outer[0], *mlp, outer[1], *heads]
+        layer.set_norms(*(self._norm(tensors, name) if name else 0 for name in names))
+        return layer
+
+    def _norm(self, tensors: Tensors, name: str) -> int:
+        weight = tensors.get(f"{name}.weight").float()
+        return self._address(1.0 + weight if self.facts.family.gemma else weight.clone())
+
+    def _linear(self, tensors: Tensors, names: Sequence[str]) -> Any:
+        """One native Linear of layers that read the same input: joined when their forms agree."""
+        linear = native.loaded().decoder.Linear()
+        forms = [self.forms[name]["terms"][0] for name in names]
+        runs = [list(names)] if all(form == forms[0] for form in forms) else [[name] for name in names]
+        offset = 0
+        for run in runs:
+            tiled = self._tile(tensors, run)
+            self.kept.append(tiled)
+            zero = 0 if tiled.zero is None else tiled.zero.data_ptr()
+            linear.add_part(tiled.planes.data_ptr(), tiled.scale.data_ptr(), zero, tiled.sizes, tiled.factors, offset)
+            offset += tiled.rows
+        biases = [f"{name}.bias" in tensors for name in names]
+        if any(biases):
+            parts = [
+                tensors.get(f"{name}.bias").float() if has else torch.zeros(self.forms[name]["shape"][0])
+                for name, has in zip(names, biases, strict=True)
+            ]
+            linear.set_bias(self._address(torch.cat(parts)))
+        return linear
+
+    def _tile(self, tensors: Tensors, names: Sequence[str]) -> linear_w_a8.Tiled:
+        part, columns = self.forms[names[0]]["terms"][0], self.forms[names[0]]["shape"][1]
+        has_zero = part["kind"] == "affine" and not part["symmetric"]
+        parts = [
+            (
+                tensors.get(f"{name}.weight"),
+                tensors.get(f"{name}.scale"),
+                tensors.get(f"{name}.zero") if has_zero else None,
+            )
+            for name in names
+        ]
+        tiled = linear_w_a8.tile_joined(parts, part["group_size"], columns, self.memory.take)
+        if part["kind"] == "bipolar":  # 2 c - (2^b - 1) = 2 (c - (2^b - 1) / 2)
+            return replace(tiled, scale_mul=2.0, zero_add=(2 ** part["bits"] - 1) / 2)
+        return tiled
+
+    def _embedding(self, model: Any, tensors: Tensors) -> None:
+        """Rows are read from the mapped file: only those that come up ever become resident."""
+        name = "model.embed_tokens"
+        weight = self._keep(tensors.get(f"{name}.weight"))
+        if name not in self.forms:
+            model.set_embedding_rows(weight.data_ptr(), _FLOAT_ROWS[weight.dtype])
+            return
+        part = self.forms[name]["terms"][0]
+        scale = self._keep(tensors.get(f"{name}.scale"))
+        zero = 0 if part["symmetric"] else self._address(tensors.get(f"{name}.zero"))
+        model.set_embedding_planes(weight.data_ptr(), scale.data_ptr(), zero, part["bits"], part["group_size"])
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self.kept.append(tensor)
+        return tensor
+
+    def _address(self, tensor: Tensor) -> int:
+        return self._keep(tensor).data_ptr()
+
+
+def _bfloat16(weight: Tensor) -> Tensor:
+    if weight.dtype != torch.bfloat16:
+        raise FormatError(f"the head is {weight.dtype}, config.json says bfloat16; restore the files or quantize again")
+    return weight

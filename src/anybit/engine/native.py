@@ -1,0 +1,166 @@
+"""A checkpoint run by the native decoder: no transformers model, no PyTorch and no Python inside a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anybit.checkpoint.layout import read_config
+from anybit.engine import build
+from anybit.engine.architectures import Architecture, architecture
+from anybit.errors import InputError, KernelUnavailable
+from anybit.kernels import native
+
+PASS_ROWS = 256
+"""Rows that go through the layers at once: enough for full speed of the multiplications, little enough to stay in cache."""
+DEFAULT_TOKENS = 8192
+
+
+class NativeModel:
+    """Weights, key-value cache and workspace of one model. Sequences live in slots 0..max_sequences-1.
+
+    Every row's logits depend on the tokens of its own sequence alone, bit for bit: not on how a prompt is cut, what else
+    runs in the same call, or the number of threads. Calls from several threads must not overlap.
+
+    Attributes:
+        facts: sizes of the model.
+        context: longest sequence, in tokens.
+        end_ids: ids that end a text.
+        precision: int32 [1], planes of every weight to read; weights that store fewer use all they have.
+    """
+
+    def __init__(self, directory: Path, decoder: Any, facts: Architecture, kept: list[Any], context: int) -> None:
+        """See `open`."""
+        self._decoder, self._kept = decoder, kept
+        self.facts, self.context = facts, context
+        self.end_ids = _end_ids(directory)
+        self.precision: Tensor = kept[0]
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        *,
+        kv_bits: int = 8,
+        max_tokens: int | None = None,
+        max_sequences: int = 8,
+        threads: int | None = None,
+    ) -> NativeModel:
+        """Read a checkpoint that `anybit quantize` wrote; files are not hashed (`anybit.load` does that).
+
+        Args:
+            directory: the checkpoint.
+            kv_bits: of cached keys and values, 16, 8 or 4.
+            max_tokens: that the cache holds, all sequences together; default: the model's context, at most 8192.
+            max_sequences: slots.
+            threads: of all native kernels in this process; default: as they are.
+
+        Raises:
+            InputError: a number out of range. FormatError: damaged files.
+            KernelUnavailable: the model cannot run natively, with the reason.
+        """
+        path = Path(directory)
+        if not path.is_dir():
+            raise InputError(f"{directory}: no such directory; give one that `anybit quantize` wrote")
+        config = read_config(path)
+        forms = config["quantization_config"]["layers"]
+        if reason := build.refusal(config, forms):
+            raise KernelUnavailable(f"{directory} cannot run in the native decoder: {reason}; use the torch engine")
+        facts = architecture(config)
+        tokens = min(facts.context, DEFAULT_TOKENS) if max_tokens is None else max_tokens
+        if tokens < 1 or max_sequences < 1 or kv_bits not in (4, 8, 16):
+            raise InputError(
+                f"need max_tokens >= 1, max_sequences >= 1 and kv_bits 4, 8 or 16, not {tokens}, {max_sequences}, {kv_bits}"
+            )
+        if threads is not None:
+            native.set_threads(threads)
+        precision = torch.full((1,), 8, dtype=torch.int32)
+        context = min(tokens, facts.context)
+        builder = build.Builder(path, facts, config, forms, context, [precision])
+        model = builder.build()
+        model.set_precision(precision.data_ptr())
+        decoder = native.loaded().decoder.Decoder(model, kv_bits, tokens, max_sequences, min(PASS_ROWS, tokens))
+        return cls(path, decoder, facts, builder.kept, context)
+
+    def forward(self, rows: Sequence[tuple[int, int]], wanted: Sequence[int]) -> Tensor:
+        """Append tokens to sequences and return logits.
+
+        Args:
+            rows: (token id, slot), each the next position of its slot.
+            wanted: ascending indices into `rows`.
+
+        Returns:
+            float32 [len(wanted), vocabulary].
+
+        Raises:
+            InputError: an id or slot out of range, or a full cache; nothing has changed then.
+        """
+        out = torch.empty(len(wanted), self.facts.vocab)
+        self._run(self._decoder.logits, rows, wanted, out.data_ptr())
+        return out
+
+    def top(self, rows: Sequence[tuple[int, int]], wanted: Sequence[int], k: int = 1) -> tuple[Tensor, Tensor]:
+        """As `forward`, but only the k <= 64 largest logits, float32, and their ids, int32 [len(wanted), k], best first.
+
+        Equal logits are in the order of their ids.
+        """
+        values, ids = torch.empty(len(wanted), k), torch.empty(len(wanted), k, dtype=torch.int32)
+        self._run(self._decoder.top, rows, wanted, k, values.data_ptr(), ids.data_ptr())
+        return values, ids
+
+    def prefill(self, ids: Sequence[int], slot: int = 0) -> Tensor:
+        """Append a prompt to a slot; logits float32 [vocabulary] after its last token."""
+        return self.forward([(token, slot) for token in ids], [len(ids) - 1])[0]
+
+    def step(self, tokens: Mapping[int, int]) -> Tensor:
+        """Append one token to each of some slots, {slot: id}; logits float32 [len(tokens), vocabulary] in that order."""
+        return self.forward([(token, slot) for slot, token in tokens.items()], range(len(tokens)))
+
+    def logits(self, ids: Sequence[int], slot: int = 0) -> Tensor:
+        """Logits float32 [len(ids), vocabulary] of a text that replaces what the slot held."""
+        self.reset(slot)
+        return self.forward([(token, slot) for token in ids], range(len(ids)))
+
+    def length(self, slot: int = 0) -> int:
+        """Tokens a slot holds."""
+        return int(self._decoder.length(self._slot(slot)))
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget a slot's tokens from `length` on, as if they had never been run."""
+        if not 0 <= length <= self.length(slot):
+            raise InputError(f"slot {slot} holds {self.length(slot)} tokens, cannot keep {length}")
+        self._decoder.truncate(slot, length)
+
+    def reset(self, slot: int = 0) -> None:
+        """Empty a slot."""
+        self._decoder.truncate(self._slot(slot), 0)
+
+    def _slot(self, slot: int) -> int:
+        if not 0 <= slot < self._decoder.slots():
+            raise InputError(f"slot {slot} is not one of {self._decoder.slots()}; raise max_sequences")
+        return slot
+
+    def _run(self, call: Any, rows: Sequence[tuple[int, int]], wanted: Sequence[int], *rest: int) -> None:
+        batch = torch.tensor(rows, dtype=torch.int32).view(-1, 2).T.contiguous()
+        want = torch.tensor(wanted, dtype=torch.int32)
+        if len(want) and (int(want[0]) < 0 or int(want[-1]) >= len(rows) or bool((want[1:] < want[:-1]).any())):
+            raise InputError(f"wanted rows must ascend within 0..{len(rows) - 1}, got {list(wanted)}")
+        try:
+            call(batch[0].data_ptr(), batch[1].data_ptr(), len(rows), want.data_ptr(), len(want), *rest)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+
+def _end_ids(directory: Path) -> frozenset[int]:
+    """Ids that end a text: the generation config's, else the model configuration's."""
+    for file in ("generation_config.json", "config.json"):
+        if (directory / file).is_file():
+            ends = json.loads((directory / file).read_text()).get("eos_token_id")
+            if ends is not None:
+                return frozenset([ends] if isinstance(ends, int) else ends)
+    return frozenset()
