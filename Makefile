@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.cpp native/*.h src/a
 # One torch thread in each of pytest's two workers, whatever the machine has.
 TEST_ENV := OMP_NUM_THREADS=1 ANYBIT_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: demo test check format bench wheel sanitize clean
+.PHONY: demo test check format bench rivals wheel sanitize clean
 
 demo: $(VENV)/.built
 	$(BIN)/anybit demo --out $(OUT) --overwrite
@@ -32,15 +32,21 @@ format: $(VENV)/.built
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/linear_w_a16.py
 
+# The engines `anybit bench` compares with, in environments of their own under ~/.cache/anybit/rivals (or $$ANYBIT_RIVALS).
+rivals: $(VENV)/.built
+	TORCH="$(TORCH)" $(BIN)/python scripts/make_rivals.py
+
+# auditwheel reads which glibc and libstdc++ the module needs and names the wheel accordingly (manylinux).
 wheel: $(VENV)/.built
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/anybit-*.whl
 
 # The C++ tests under address and undefined-behaviour sanitizers.
 sanitize: $(VENV)/.built
 	$(BIN)/cmake -S . -B build/sanitize -DANYBIT_NATIVE_TEST=ON
 	$(BIN)/cmake --build build/sanitize --parallel 2
-	build/sanitize/native_test
-	build/sanitize/attention_test
+	set -e; for test in build/sanitize/*_test; do $$test; done
 
 clean:
 	rm -rf build dist $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -70,8 +70,8 @@ void bind_structures(nb::module_& m) {
       .def("add_layer", [](Model& model, const Layer& layer) { model.layers.push_back(layer); });
 }
 
-Batch batch_at(Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows) {
-  return {at<const std::int32_t>(tokens), at<const std::int32_t>(slots), rows, at<const std::int32_t>(wanted), wanted_rows};
+Batch batch_at(Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, bool prompt) {
+  return {at<const std::int32_t>(tokens), at<const std::int32_t>(slots), rows, at<const std::int32_t>(wanted), wanted_rows, prompt};
 }
 
 }  // namespace
@@ -91,14 +91,15 @@ void bind_decoder(nb::module_& parent) {
       .def("truncate", [](Decoder& d, size_t slot, size_t length) { d.cache().truncate(slot, length); })
       .def("free_tokens", [](Decoder& d) { return d.cache().free_pages() * kPageTokens; })
       .def("logits",
-           [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, Address out) {
-             d.logits(batch_at(tokens, slots, rows, wanted, wanted_rows), at<float>(out));
+           [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, bool prompt,
+              Address out) {
+             d.logits(batch_at(tokens, slots, rows, wanted, wanted_rows, prompt), at<float>(out));
            },
            Unlocked())
       .def("top",
-           [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, size_t k,
-              Address values, Address ids) {
-             d.top(batch_at(tokens, slots, rows, wanted, wanted_rows), k, at<float>(values), at<std::int32_t>(ids));
+           [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, bool prompt,
+              size_t k, Address values, Address ids) {
+             d.top(batch_at(tokens, slots, rows, wanted, wanted_rows, prompt), k, at<float>(values), at<std::int32_t>(ids));
            },
            Unlocked());
 }

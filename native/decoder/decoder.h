@@ -17,6 +17,7 @@ struct Batch {
   size_t rows;
   const std::int32_t* wanted;  // [wanted_rows], ascending: the rows that want output
   size_t wanted_rows;
+  bool prompt;  // rows of a prompt: where there is a matrix unit, activations are bfloat16 instead of bytes, whatever their number
 };
 
 class Decoder {
@@ -40,28 +41,34 @@ class Decoder {
   // work_.normed [count, hidden].
   template <class Head>
   void run(const Batch& batch, size_t head_rows, Head&& head);
-  void pass(const std::int32_t* tokens, const std::int32_t* slots, size_t rows);
+  // All rows into the cache; the residual stream of rows work_.kept [kept], ascending, into the first rows of work_.hidden.
+  void pass(const std::int32_t* tokens, const std::int32_t* slots, size_t rows, size_t kept);
 
-  // Sublayers on the rows_ rows of the pass; each adds to the residual stream.
+  // On the rows_ rows of the pass.
   void embed(const std::int32_t* tokens);
-  void attention(const Layer& layer, size_t index);
-  void mlp(const Layer& layer);
-
   // Queries after RoPE and where they look; keys and values into the cache.
-  void place_heads(const Layer& layer, size_t index);
-  void add_residual(const float* weight);
-  // y [rows, linear.rows]; fill(activations) writes the input [rows, linear.columns] as codes.
-  template <class Fill>
-  void linear(const Linear& linear, size_t rows, float* y, Fill&& fill);
+  void keys_and_queries(const Layer& layer, size_t index);
+  void place_head(const Layer& layer, size_t t, size_t kv_head);
+  void keep(size_t kept);
+  // These leave what they add in work_.added; whoever reads the residual stream next settles that first.
+  void attention(const Layer& layer);
+  void mlp(const Layer& layer);
+  void settle(size_t t);
+  // y from the RMSNorm of the residual stream.
+  void stream_into(const Linear& to, const float* weight, float* y);
+  // y [rows, linear.rows] of the rows that make(t) leaves at input + t * stride, as bfloat16 with `halves`, else as bytes.
+  template <class Make>
+  void linear(const Linear& linear, size_t rows, bool halves, float* y, const float* input, size_t stride, Make&& make);
   Activations activations(const TiledWeight& weight, size_t rows);
   void top_rows(size_t rows, size_t k, float* values, std::int32_t* ids);
-  template <class Body>
-  void each_row(size_t width, Body&& body);
-
   Model model_;
   KvCache cache_;
   size_t max_rows_, rows_ = 0;  // rows_: of the pass under way
+  size_t runs_ = 0;             // of rows in one page, work_.run [runs_ + 1]
+  bool pending_ = false;        // work_.added, after added_norm_ where there is one, is still to be added
+  const float* added_norm_ = nullptr;
   std::int32_t bits_ = 0;       // precision of the step under way
+  bool halves_ = false;         // whether its activations are bfloat16
   Workspace work_;
 };
 

@@ -57,22 +57,27 @@ void Decoder::check(const Batch& batch) const {
 template <class Head>
 void Decoder::run(const Batch& batch, size_t head_rows, Head&& head) {
   check(batch);
-  bits_ = *model_.precision;
+  bits_ = *model_.precision, halves_ = batch.prompt && linear_w_bf16_runs();
   const auto norm = ANYBIT_ACTIVE(quantize_activations_table).rms_norm;
   size_t want = 0;
   for (size_t first = 0; first < batch.rows; first += max_rows_) {
-    const size_t rows = std::min(max_rows_, batch.rows - first);
-    pass(batch.tokens + first, batch.slots + first, rows);
-    while (want < batch.wanted_rows && static_cast<size_t>(batch.wanted[want]) < first + rows) {
-      size_t count = 0;
-      for (; count < head_rows && want + count < batch.wanted_rows; ++count) {
-        const size_t row = static_cast<size_t>(batch.wanted[want + count]) - first;
-        if (row >= rows) break;
-        norm(work_.hidden.data() + row * model_.hidden, {model_.final_norm, false, model_.epsilon},
-             work_.normed.data() + count * model_.hidden, model_.hidden);
+    const size_t rows = std::min(max_rows_, batch.rows - first), begin = want;
+    const auto row = [&](size_t wanted) { return static_cast<size_t>(batch.wanted[wanted]) - first; };
+    size_t kept = 0;
+    for (; want < batch.wanted_rows && row(want) < rows; ++want)
+      if (!kept || work_.kept[kept - 1] != row(want)) work_.kept[kept++] = row(want);
+    pass(batch.tokens + first, batch.slots + first, rows, kept);
+    for (size_t done = begin, at = 0, count; done < want; done += count) {
+      count = std::min({head_rows, max_rows_, want - done});
+      for (size_t i = 0; i < count; ++i) {
+        at += row(done + i) != work_.kept[at];
+        work_.source[i] = at;
       }
-      head(want, count);
-      want += count;
+      each_row(count, model_.hidden, [&](size_t i) {
+        norm(work_.hidden.data() + work_.source[i] * model_.hidden, {model_.final_norm, false, model_.epsilon},
+             work_.normed.data() + i * model_.hidden, model_.hidden);
+      });
+      head(done, count);
     }
   }
 }
@@ -84,7 +89,7 @@ void Decoder::logits(const Batch& batch, float* out) {
     if (model_.float_head) {
       linear_bf16(model_.float_head, work_.normed.data(), count, model_.vocabulary, model_.hidden, y);
     } else {
-      linear(model_.head, count, y, [&](const Activations& x) { quantize_rows(work_.normed.data(), x, 0, count); });
+      linear(model_.head, count, false, y, work_.normed.data(), model_.hidden, [](size_t) {});
     }
     if (model_.logit_softcap > 0) math.softcap(y, model_.logit_softcap, count * model_.vocabulary);
   });

@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace anybit::ANYBIT_TARGET {
 namespace {
 
@@ -22,12 +24,18 @@ void float_row(const Embedding& embedding, size_t id, float scale, size_t hidden
 }
 
 void rotate(const float* x, const float* cosine, const float* sine, size_t pairs, size_t count, float* out) {
-  for (size_t i = 0; i < pairs; ++i) {
+  size_t i = 0;
+  for (; i + kWidth <= pairs; i += kWidth) {
+    const Vec low = load(x + i), high = load(x + i + pairs), c = load(cosine + i), s = load(sine + i);
+    store(out + i, low * c - high * s);
+    store(out + i + pairs, high * c + low * s);
+  }
+  for (; i < pairs; ++i) {
     const float low = x[i], high = x[i + pairs];
     out[i] = low * cosine[i] - high * sine[i];
     out[i + pairs] = high * cosine[i] + low * sine[i];
   }
-  for (size_t i = 2 * pairs; i < count; ++i) out[i] = x[i];
+  if (out != x) std::memcpy(out + 2 * pairs, x + 2 * pairs, (count - 2 * pairs) * sizeof *x);
 }
 
 void add(float* __restrict x, const float* __restrict y, size_t count) {

@@ -11,6 +11,7 @@ struct DecoderMath {
   // Row `id` of a float embedding times `scale`: out [hidden].
   void (*float_row)(const Embedding& embedding, size_t id, float scale, size_t hidden, float* out);
   // out = x with channels i and i + pairs turned by the angle of cosine[i], sine[i]; channels from 2 pairs to `count` are copied.
+  // `out` may be x.
   void (*rotate)(const float* x, const float* cosine, const float* sine, size_t pairs, size_t count, float* out);
   void (*add)(float* x, const float* y, size_t count);
   // x[i] = cap * tanh(x[i] / cap).

@@ -8,6 +8,7 @@
 
 #include "attention/cpu.h"
 #include "decoder/model.h"
+#include "linear_w_bf16/cpu.h"
 
 namespace anybit {
 
@@ -40,35 +41,40 @@ struct Workspace {
   Workspace(const Model& model, size_t max_rows)
       : slot(max_rows),
         position(max_rows),
+        run(max_rows + 1),
+        kept(max_rows),
+        source(max_rows),
         hidden(max_rows * model.hidden),
         normed(max_rows * model.hidden),
         added(max_rows * model.hidden),
         qkv(max_rows * model.qkv_width()),
         query(max_rows * model.query_width()),
         mixed(max_rows * model.query_width()),
-        key(max_rows * model.kv_width()),
-        value(max_rows * model.kv_width()),
         gate_up(max_rows * 2 * model.intermediate),
         cosine(max_rows * model.ropes.size() * most_pairs(model)),
         sine(max_rows * model.ropes.size() * most_pairs(model)),
         queries(max_rows),
         codes(max_rows * activation_stride(widest_input(model))),
+        halves(max_rows * half_stride(widest_input(model))),
         scale(max_rows * most_groups(model)),
         sums(max_rows * most_groups(model)),
         top_logits(kTopRows * model.vocabulary),
         candidates(kTopRows * top_blocks(model) * kMaxTop) {}
 
   Buffer<std::uint32_t> slot, position;
+  Buffer<size_t> run;             // first rows of what goes into one page, then the number of rows
+  Buffer<size_t> kept;            // rows whose output is wanted
+  Buffer<size_t> source;          // which of them each row of `normed` comes from
   Buffer<float> hidden;           // [hidden], the residual stream
   Buffer<float> normed;           // [hidden], rows that want output after the final norm
   Buffer<float> added;            // [hidden], what a sublayer adds
   Buffer<float> qkv;              // [heads + 2 kv_heads, head_dim]
   Buffer<float> query, mixed;     // [heads, head_dim], queries after RoPE and what attention makes of them
-  Buffer<float> key, value;       // [kv_heads, head_dim], keys after RoPE
   Buffer<float> gate_up;          // [2 intermediate]
   Buffer<float> cosine, sine;     // [ropes, pairs]
   Buffer<Query> queries;
   Buffer<std::int8_t> codes;      // the activations of the linear under way
+  Buffer<std::uint16_t> halves;   // the same as bfloat16, in prompts
   Buffer<float> scale, sums;      // [groups]
   Buffer<float> top_logits;       // [kTopRows, vocabulary]
   Buffer<Candidate> candidates;   // [kTopRows, top_blocks, kMaxTop]

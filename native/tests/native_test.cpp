@@ -71,7 +71,7 @@ void check_planes(Case& c) {
 
 void check_linear(const Case& c, bool symmetric) {
   std::vector<float> values(c.rows * c.columns), y(2 * c.rows);
-  decode_affine(c.view(), c.affine(symmetric), values.data(), 0, c.rows);
+  decode(c.view(), c.affine(symmetric), values.data(), 0, c.rows);
   linear_w_a16(c.view(), c.affine(symmetric), c.x.data(), 2, y.data());
   for (size_t n = 0; n < c.rows; ++n) {
     double sum[2] = {0, 0};

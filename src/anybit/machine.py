@@ -12,12 +12,17 @@ def machine() -> dict[str, str | int | None]:
     """Processor, cores this process may use, memory in bytes, Python and the versions that decide results."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": _memory(),
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: installed(name) for name in ("torch", "transformers")},
     }
+
+
+def cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def installed(distribution: str) -> str | None:

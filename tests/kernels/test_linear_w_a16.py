@@ -13,6 +13,7 @@ from anybit.formats.affine import Affine
 from anybit.formats.decoder import groups, per_column
 from anybit.formats.planes import pack
 from anybit.kernels.linear_w_a16 import op, reference
+from anybit.kernels.linear_w_a16.weight import Weight
 from anybit.kernels.native import set_threads
 
 SHAPES = [
@@ -41,6 +42,7 @@ class Case:
         self.planes, self.group, self.columns, self.bits = pack(self.codes, bits), group, columns, bits
         self.x = torch.randn(3, columns, generator=g) * 10.0 ** (torch.rand(columns, generator=g) * 4 - 2)
         self.args = (self.planes, self.scale, self.zero, group, columns)
+        self.weight = Weight(*self.args)
 
     def oracle(self, x: Tensor) -> Tensor:
         return x.double() @ Affine(self.bits, self.group, self.scale, self.zero).decode(self.codes).double().T
@@ -70,14 +72,14 @@ def test_within_the_derived_bound(isa, bits, impl):
 def test_decode_equals_the_format_bit_for_bit(isa, bits):
     for (rows, columns, group), symmetric in itertools.product(SHAPES, (False, True)):
         case = Case(bits, rows, columns, group, symmetric)
-        assert torch.equal(op.decode(*case.args), reference.decode(*case.args)), (rows, columns, group)
+        assert torch.equal(op.decode(case.weight), reference.decode(case.weight)), (rows, columns, group)
 
 
 def test_subnormal_and_largest_scales_survive(isa):
     codes = torch.tensor([[0, 1, 2, 3]] * 4, dtype=torch.uint8)
     scale = torch.tensor([[2.0**-24], [2.0**-14], [65504.0], [1.0]]).half()
     args = (pack(codes, 2), scale, torch.ones(4, 1, dtype=torch.uint8), 4, 4)
-    assert torch.equal(op.decode(*args), (codes.float() - 1) * scale.float())
+    assert torch.equal(op.decode(Weight(*args)), (codes.float() - 1) * scale.float())
     one = torch.eye(4)
     assert torch.equal(op.linear(one, *args, impl="native-lookup"), ((codes.float() - 1) * scale.float()).T)
 
@@ -105,7 +107,7 @@ def test_lookup_depends_on_neither_batch_nor_threads(isa):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_prepared_equals_linear_whatever_it_is_given(symmetric):
     case = Case(4, 24, 64, 32, symmetric)
-    prepared = op.Prepared(*case.args)
+    prepared = op.Prepared(case.weight)
     many = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(2))
     inputs = [case.x, case.x[0], case.x[:0], many, many[:, :3].transpose(0, 1), case.x.bfloat16(), case.x.double()]
     for x in inputs:
@@ -118,7 +120,7 @@ def test_prepared_equals_linear_whatever_it_is_given(symmetric):
     with pytest.raises(FormatError, match=r"x must be float \[\.\.\., 64\]"):
         prepared(case.x[:, :32].reshape(-1, 32).contiguous())
     with pytest.raises(FormatError, match="group_size must be 1 to 64"):
-        op.Prepared(*case.args[:3], 0, 64)
+        op.Prepared(Weight(*case.args[:3], 0, 64))
 
 
 def test_decode_in_blocks_equals_decode_at_once(monkeypatch):
@@ -176,7 +178,7 @@ def test_wrong_input_is_refused():
         op.linear(case.x, *case.args, impl="cuda")
     moved = [t.to("meta") for t in (case.x, planes, scale, zero)]
     with pytest.raises(KernelUnavailable, match="needs CPU tensors, got meta"):
-        op._linear(*moved, 32, 64, impl="native-lookup")
+        op.multiply(moved[0], Weight(*moved[1:], 32, 64), impl="native-lookup")
 
 
 def test_gradient_and_compiled_graph():
@@ -184,7 +186,7 @@ def test_gradient_and_compiled_graph():
     x = case.x.clone().requires_grad_()
     seed = torch.randn(3, 24, generator=torch.Generator().manual_seed(3))
     op.linear(x, *case.args).backward(seed)
-    torch.testing.assert_close(x.grad, seed @ reference.decode(*case.args))
+    torch.testing.assert_close(x.grad, seed @ reference.decode(case.weight))
     compiled = torch.compile(lambda v: op.linear(v * 2, *case.args) + 1, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(case.x), op.linear(case.x * 2, *case.args) + 1)
     torch.library.opcheck(op.linear_op, (case.x, *case.args), test_utils=("test_schema", "test_faketensor"))

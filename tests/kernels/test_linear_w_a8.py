@@ -7,45 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from anybit.errors import FormatError
-from anybit.formats.decoder import groups
 from anybit.formats.planes import pack
 from anybit.kernels.linear_w_a8 import op, reference
 from anybit.kernels.native import native, set_threads
+from integer_case import Case
 
 COLUMNS = (1, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 576, 1536, 2688, 14464)
 ROWS = (1, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 576)
 TOKENS = (1, 2, 3, 4, 7, 9, 16, 21, 37, 70)
-
-
-class Case:
-    """A random weight and activations over the full range of codes; extreme values are made sure of."""
-
-    def __init__(self, bits: int, rows: int, columns: int, group: int, tokens: int) -> None:
-        g = torch.Generator().manual_seed(bits * 131 + rows * 7919 + columns * 31 + tokens)
-        table = (rows, groups(columns, group))
-        self.codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8, generator=g)
-        self.codes[0] = 2**bits - 1
-        self.scale = (10.0 ** (torch.rand(table, generator=g) * 4 - 4)).half()
-        self.zero = torch.randint(0, 2**bits, table, dtype=torch.uint8, generator=g)
-        self.group, self.columns, self.bits = group, columns, bits
-        self.planes = pack(self.codes, bits)
-        if columns % 8:
-            self.planes[:, :, -1] |= 0xFF << (columns % 8) & 0xFF  # poisoned padding must not matter
-        self.weight = op.tile(self.planes, self.scale, self.zero, group, columns)
-        x = torch.randn(tokens, columns, generator=g) * 10.0 ** (torch.rand(columns, generator=g) * 3 - 2)
-        self.x = op.quantize(x, group)
-        self.x.codes[-1, :columns] = -127
-        self.x = replace(self.x, sums=_group_sums(self.x.codes[:, :columns], group))
-
-    def integers(self) -> Tensor:
-        return reference.sums(self.x.codes[:, : self.columns], self.codes, self.group)
-
-
-def _group_sums(codes: Tensor, group: int) -> Tensor:
-    return torch.stack([part.long().sum(1) for part in codes.split(group, dim=1)], dim=1).float()
 
 
 def cases(bits: int):

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form
+from anybit.formats.dual_grained import DualGrained
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
+from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
 
 Product = Callable[[Tensor], Tensor]
 
@@ -50,18 +51,30 @@ class Terms(nn.Module):
             FormatError: a parameter no longer has the shape or dtype its form says (a cast of the whole model, for
             one).
         """
+        if torch.compiler.is_compiling():  # a graph reads the parameters themselves; nothing traced may be kept
+            return self._load()
         if self._cached is None:
-            self._cached = load_terms(self.form, {name: p.data for name, p in self.named_parameters(recurse=False)})
+            self._cached = self._load()
         return self._cached
+
+    def _load(self) -> list[Term]:
+        tracing = torch.compiler.is_compiling()
+        return load_terms(self.form, {n: p if tracing else p.data for n, p in self.named_parameters(recurse=False)})
 
     def multiply(self, x: Tensor) -> Tensor:
         """x float [..., K] through every term, added up in order: [..., N] in the dtype of x; errors of `terms()`."""
-        if self._products is None:
-            self._products = [product(term) for term in self.terms()]
-        total = self._products[0](x)
-        for apply in self._products[1:]:
+        first, *rest = self._ready()
+        total = first(x)
+        for apply in rest:
             total = total + apply(x)
         return total
+
+    def _ready(self) -> list[Product]:
+        if torch.compiler.is_compiling():
+            return [product(term) for term in self.terms()]
+        if self._products is None:
+            self._products = [product(term) for term in self.terms()]
+        return self._products
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # Moving a model may replace parameters, and casting one must not touch codes, scales or tables: not even there
@@ -93,17 +106,38 @@ class QuantLinear(Terms):
 
 
 def product(term: Term) -> Product:
-    """The map x float [..., K] -> x @ W^T [..., N] in the dtype of x: affine codes run on the kernel, everything else is
-    decoded to float and multiplied."""
-    if not isinstance(term, CodeTerm) or not isinstance(term.decoder, Affine):
+    """The map x float [..., K] -> x @ W^T [..., N] in the dtype of x: codes run on a kernel where their decoder has one,
+    everything else is decoded to float and multiplied."""
+    kernel = _kernel(term) if isinstance(term, CodeTerm) else None
+    if kernel is None or not isinstance(term, CodeTerm):
         return lambda x: nn.functional.linear(x, term.dense().to(x.dtype))
     start, stop = term.columns
-    affine = term.decoder
-    kernel = linear_w_a16.Prepared(term.planes, affine.scale, affine.zero, affine.group_size, stop - start)
     return kernel if stop - start == term.shape[1] else lambda x: kernel(x[..., start:stop])
+
+
+def _kernel(term: CodeTerm) -> Product | None:
+    """The product with columns [start, stop) of x alone; None for decoders that no kernel reads."""
+    columns = term.columns[1] - term.columns[0]
+    if isinstance(term.decoder, DualGrained):
+        return _dual_grained(term, term.decoder, columns)
+    weight = of_decoder(term.planes, term.decoder, columns)
+    return linear_w_a16.Prepared(weight) if weight else None
+
+
+def _dual_grained(term: CodeTerm, decoder: DualGrained, columns: int) -> Product:
+    """Integer scales are exact in float16: an affine weight whose outputs are scaled per channel."""
+    weight = Weight(term.planes, decoder.group_scale.half(), decoder.group_zero, decoder.group_size, columns)
+    kernel, channel = linear_w_a16.Prepared(weight), decoder.channel_scale[:, 0].float()
+    return lambda x: (kernel(x.float()) * channel).to(x.dtype)
+
+
+# The kind of kernel weight that each decoder becomes.
+_KERNEL_KINDS = dict.fromkeys(("affine", "dual_grained"), "affine")
+_KERNEL_KINDS |= {kind: kind for kind in ("bipolar", "binary_coded", "codebook")}
 
 
 def kernel_name(form: Form, tokens: int) -> str:
     """Which implementation `Terms.multiply` uses here for a form and number of tokens; for the ledger and `inspect`."""
-    kinds = {part.get("kind", part["term"]) for part in form["terms"]}
-    return linear_w_a16.choose(tokens) if kinds == {"affine"} else "reference"
+    kinds = {_KERNEL_KINDS.get(part.get("kind", part["term"])) for part in form["terms"]}
+    names = {linear_w_a16.choose(tokens, kind=kind) if kind else "reference" for kind in kinds}
+    return names.pop() if len(names) == 1 else "reference"

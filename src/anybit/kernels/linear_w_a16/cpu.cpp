@@ -1,7 +1,8 @@
-// y = x W^T for affine bit-planes and float32 activations, few tokens at a time; reference.py says what it equals.
+// y = x W^T for affine and binary-coded planes and float32 activations, few tokens at a time; reference.py says what it equals.
 //
 // With s = 2 bit - 1 (+1 or -1), code = (2^b - 1)/2 + sum_p 2^p s_p / 2, so per group
 //   sum_k x_k (code_k - zero) = H / 2 + X ((2^b - 1)/2 - zero),   H = sum_p 2^p sum_k s_pk x_k,   X = sum_k x_k.
+// Binary-coded weights have a factor alpha_p of their own in place of 2^p, and a given offset.
 // The inner sum of four columns has only 16 values: they are tabulated once per token, and four plane bits of kLanes rows
 // become kLanes results by one register lookup. Cost per weight is proportional to its bits; nothing is dequantized.
 // Order of additions is fixed per (t, n): cells of a group left to right, planes by Horner, groups left to right; so a result
@@ -38,12 +39,12 @@ ANYBIT_INLINE void add_cells(Words (&bits)[B], Floats (&sums)[B], const float* t
     }
 }
 
-// H of one group, cells [first, last). Whole words are the hot path. Gathers defeat the hardware's prefetch, so each word also
+// The signed sums of every plane over one group, cells [first, last). Whole words are the hot path. Gathers defeat the hardware's prefetch, so each word also
 // fetches its share of the same plane's next row block (the blocks are contiguous): +30 to +60 % measured.
 template <size_t B>
-ANYBIT_INLINE Floats group_dot(const Planes& p, size_t n, size_t lanes, const float* tables, size_t first, size_t last) {
+ANYBIT_INLINE void group_sums(const Planes& p, size_t n, size_t lanes, const float* tables, size_t first, size_t last,
+                              Floats (&sums)[B]) {
   Words bits[B];
-  Floats sums[B];
 #pragma GCC unroll 8
   for (size_t i = 0; i < B; ++i) sums[i] = broadcast(0.0f);
   for (size_t cell = first; cell < last;) {
@@ -67,53 +68,92 @@ ANYBIT_INLINE Floats group_dot(const Planes& p, size_t n, size_t lanes, const fl
     tables += count * 16;
     cell += count;
   }
+}
+
+// Affine: y += gain H. Factors of `lanes` rows from `n`: gain = scale / 2, offset = scale ((2^b - 1)/2 - zero), [kLanes][groups].
+template <size_t B>
+ANYBIT_INLINE Floats add_planes(const Affine& a, const float* gain, size_t g, const Floats (&sums)[B], Floats y) {
   Floats h = sums[0];
 #pragma GCC unroll 8
   for (size_t i = 1; i < B; ++i) h = fma(h, broadcast(2.0f), sums[i]);
-  return h;
+  return fma(load_strided(gain + g, a.groups), h, y);
 }
 
-// Per-row factors of H and X for `lanes` rows from `n`: gain = scale / 2, offset = scale ((2^b - 1)/2 - zero), [kLanes][groups].
-ANYBIT_INLINE void load_affine(const Planes& p, const Affine& a, size_t n, size_t lanes, float* gain, float* offset) {
+ANYBIT_INLINE void load_factors(const Planes& p, const Affine& a, size_t n, size_t lanes, float* gain, float* offset) {
   const float middle = 0.5f * static_cast<float>((1u << p.bits) - 1), symmetric = static_cast<float>(1u << (p.bits - 1));
   halves(a.scale + n * a.groups, gain, lanes * a.groups);
   const std::uint8_t* zero = a.zero ? a.zero + n * a.groups : nullptr;
   for (size_t i = 0; i < lanes * a.groups; ++i) {
-    offset[i] = gain[i] * (middle - (zero ? static_cast<float>(zero[i]) : symmetric));
+    gain[i] *= a.scale_mul;
+    offset[i] = gain[i] * (middle - ((zero ? static_cast<float>(zero[i]) : symmetric) + a.zero_add));
     gain[i] *= 0.5f;
   }
 }
 
+// Binary-coded: y += sum_i gain_i S_i, gain = alpha [kLanes][groups][B].
 template <size_t B>
-ANYBIT_INLINE Floats row_block_dot(const Planes& p, const Affine& a, size_t n, size_t lanes, const Token& token,
+ANYBIT_INLINE Floats add_planes(const BinaryCoded& w, const float* gain, size_t g, const Floats (&sums)[B], Floats y) {
+#pragma GCC unroll 8
+  for (size_t i = 0; i < B; ++i) y = fma(load_strided(gain + g * B + i, w.groups * B), sums[i], y);
+  return y;
+}
+
+ANYBIT_INLINE void load_factors(const Planes& p, const BinaryCoded& w, size_t n, size_t lanes, float* gain, float* offset) {
+  halves(w.alpha + n * w.groups * p.bits, gain, lanes * w.groups * p.bits);
+  if (w.offset) halves(w.offset + n * w.groups, offset, lanes * w.groups);
+}
+
+ANYBIT_INLINE bool has_offset(const Affine&) { return true; }
+ANYBIT_INLINE bool has_offset(const BinaryCoded& w) { return w.offset; }
+
+template <size_t B, class Weight>
+ANYBIT_INLINE Floats row_block_dot(const Planes& p, const Weight& w, size_t n, size_t lanes, const Token& token,
                                    const float* gain, const float* offset) {
-  Floats y = broadcast(0.0f);
+  Floats y = broadcast(0.0f), sums[B];
   const float* tables = token.tables;
-  for (size_t g = 0; g < a.groups; ++g) {
-    const size_t start = g * a.group_size, end = least(start + a.group_size, p.columns);
+  for (size_t g = 0; g < w.groups; ++g) {
+    const size_t start = g * w.group_size, end = least(start + w.group_size, p.columns);
     const size_t first = start / 4, last = (end + 3) / 4;
-    y = fma(load_strided(gain + g, a.groups), group_dot<B>(p, n, lanes, tables, first, last), y);
-    y = fma(load_strided(offset + g, a.groups), broadcast(token.sums[g]), y);
+    group_sums<B>(p, n, lanes, tables, first, last, sums);
+    y = add_planes<B>(w, gain, g, sums, y);
+    if (has_offset(w)) y = fma(load_strided(offset + g, w.groups), broadcast(token.sums[g]), y);
     tables += (last - first) * 16;
   }
   return y;
 }
 
-template <size_t B>
-void rows_of_width(const Planes& p, const Affine& a, const Token* tokens, size_t count, float* scratch, float* y, size_t begin,
+template <size_t B, class Weight>
+void rows_of_width(const Planes& p, const Weight& w, const Token* tokens, size_t count, float* scratch, float* y, size_t begin,
                    size_t end) {
-  float *gain = scratch, *offset = scratch + kLanes * a.groups;
+  float *offset = scratch, *gain = scratch + kLanes * w.groups;
   for (size_t n = begin; n < end; n += kLanes) {
     const size_t lanes = least(kLanes, end - n);
-    load_affine(p, a, n, lanes, gain, offset);
+    load_factors(p, w, n, lanes, gain, offset);
     for (size_t t = 0; t < count; ++t)
-      store(y + t * p.rows + n, row_block_dot<B>(p, a, n, lanes, tokens[t], gain, offset), lanes);
+      store(y + t * p.rows + n, row_block_dot<B>(p, w, n, lanes, tokens[t], gain, offset), lanes);
   }
 }
 
-ANYBIT_INLINE void scale_codes(const std::uint8_t* __restrict codes, size_t count, float scale, int zero,
-                               float* __restrict out) {
-  for (size_t i = 0; i < count; ++i) out[i] = scale * static_cast<float>(codes[i] - zero);
+// Values of `count` columns of row n that lie in group g, from their codes.
+ANYBIT_INLINE void decode_codes(const Planes& p, const Affine& a, size_t n, size_t g, const std::uint8_t* __restrict codes,
+                                size_t count, float* __restrict out) {
+  const size_t at = n * a.groups + g;
+  const float scale = half(a.scale[at]) * a.scale_mul;
+  const float zero = (a.zero ? static_cast<float>(a.zero[at]) : static_cast<float>(1u << (p.bits - 1))) + a.zero_add;
+  for (size_t i = 0; i < count; ++i) out[i] = scale * (static_cast<float>(codes[i]) - zero);
+}
+
+ANYBIT_INLINE void decode_codes(const Planes& p, const BinaryCoded& w, size_t n, size_t g, const std::uint8_t* __restrict codes,
+                                size_t count, float* __restrict out) {
+  const size_t at = n * w.groups + g;
+  for (size_t k = 0; k < count; ++k) out[k] = 0.0f;
+  for (size_t i = 0; i < p.bits; ++i) {
+    const float alpha = half(w.alpha[at * p.bits + i]);
+    const int shift = static_cast<int>(p.bits - 1 - i);
+    for (size_t k = 0; k < count; ++k) out[k] += alpha * static_cast<float>((codes[k] >> shift & 1) * 2 - 1);
+  }
+  const float offset = w.offset ? half(w.offset[at]) : 0.0f;
+  for (size_t k = 0; k < count; ++k) out[k] += offset;
 }
 
 void build_tables(const float* x, size_t columns, size_t group_size, float* tables, float* sums) {
@@ -135,14 +175,17 @@ void build_tables(const float* x, size_t columns, size_t group_size, float* tabl
   }
 }
 
-void linear_rows(const Planes& planes, const Affine& affine, const Token* tokens, size_t count, float* scratch, float* y,
+template <class Weight>
+void linear_rows(const Planes& planes, const Weight& weight, const Token* tokens, size_t count, float* scratch, float* y,
                  size_t begin, size_t end) {
-  constexpr decltype(&rows_of_width<1>) by_width[] = {rows_of_width<1>, rows_of_width<2>, rows_of_width<3>, rows_of_width<4>,
-                                                      rows_of_width<5>, rows_of_width<6>, rows_of_width<7>, rows_of_width<8>};
-  by_width[planes.bits - 1](planes, affine, tokens, count, scratch, y, begin, end);
+  constexpr decltype(&rows_of_width<1, Weight>) by_width[] = {
+      rows_of_width<1, Weight>, rows_of_width<2, Weight>, rows_of_width<3, Weight>, rows_of_width<4, Weight>,
+      rows_of_width<5, Weight>, rows_of_width<6, Weight>, rows_of_width<7, Weight>, rows_of_width<8, Weight>};
+  by_width[planes.bits - 1](planes, weight, tokens, count, scratch, y, begin, end);
 }
 
-void decode_rows(const Planes& planes, const Affine& affine, float* values, size_t begin, size_t end) {
+template <class Weight>
+void decode_rows(const Planes& planes, const Weight& weight, float* values, size_t begin, size_t end) {
   constexpr size_t kChunk = 4 * 64;  // columns: codes stay in the first-level cache between the two passes
   std::uint8_t codes[kChunk];
   for (size_t n = begin; n < end; ++n, values += planes.columns) {
@@ -151,10 +194,9 @@ void decode_rows(const Planes& planes, const Affine& affine, float* values, size
       const size_t stop = least(chunk + kChunk, planes.columns);
       for (size_t k = chunk; k < stop; k += kCodes) expand_columns(planes, n, k, least(kCodes, stop - k), codes + k - chunk);
       for (size_t k = chunk; k < stop;) {
-        if (k == (g + 1) * affine.group_size) ++g;
-        const size_t last = least((g + 1) * affine.group_size, stop), at = n * affine.groups + g;
-        const int zero = affine.zero ? affine.zero[at] : 1 << (planes.bits - 1);
-        scale_codes(codes + k - chunk, last - k, half(affine.scale[at]), zero, values + k);
+        if (k == (g + 1) * weight.group_size) ++g;
+        const size_t last = least((g + 1) * weight.group_size, stop);
+        decode_codes(planes, weight, n, g, codes + k - chunk, last - k, values + k);
         k = last;
       }
     }
@@ -163,6 +205,7 @@ void decode_rows(const Planes& planes, const Affine& affine, float* values, size
 
 }  // namespace
 
-extern const LinearA16Table linear_w_a16_table = {kLanes, decode_rows, build_tables, linear_rows};
+extern const LinearA16Table linear_w_a16_table = {
+    kLanes, build_tables, {decode_rows<Affine>, linear_rows<Affine>}, {decode_rows<BinaryCoded>, linear_rows<BinaryCoded>}};
 
 }  // namespace anybit::ANYBIT_TARGET

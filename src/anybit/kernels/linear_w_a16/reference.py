@@ -6,14 +6,26 @@ import torch
 from torch import Tensor
 
 from anybit.formats.affine import Affine
+from anybit.formats.binary_coded import BinaryCoded
+from anybit.formats.bipolar import Bipolar
+from anybit.formats.codebook import Codebook
 from anybit.formats.planes import unpack
+from anybit.kernels.linear_w_a16.weight import Weight
 
 
-def decode(planes: Tensor, scale: Tensor, zero: Tensor | None, group_size: int, columns: int) -> Tensor:
-    """Planes uint8 [b, N, ceil(K/8)] to weights float32 [N, K]: scale * (code - zero), one rounding."""
-    return Affine(planes.shape[0], group_size, scale, zero).decode(unpack(planes, columns))
+def decode(weight: Weight) -> Tensor:
+    """The weight as float32 [N, K]: equal to the decoders of `formats` bit for bit."""
+    bits, codes = weight.planes.shape[0], unpack(weight.planes, weight.columns)
+    if weight.kind == "codebook":
+        return Codebook(bits, {bits: weight.first}).decode(codes)
+    if weight.kind == "binary_coded":
+        offsets = None if weight.second is None else {bits: weight.second}
+        return BinaryCoded(bits, weight.group_size, {bits: weight.first}, offsets).decode(codes)
+    if weight.kind == "bipolar":
+        return Bipolar(bits, weight.group_size, weight.first).decode(codes)
+    return Affine(bits, weight.group_size, weight.first, weight.second).decode(codes)
 
 
-def linear(x: Tensor, planes: Tensor, scale: Tensor, zero: Tensor | None, group_size: int, columns: int) -> Tensor:
+def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [T, K] @ W^T as float32 [T, N]."""
-    return torch.nn.functional.linear(x.float(), decode(planes, scale, zero, group_size, columns))
+    return torch.nn.functional.linear(x.float(), decode(weight))
