@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from anybit.checkpoint.layout import INDEX, read_config
 from anybit.engine import build
 from anybit.engine.native import NativeModel
 from anybit.errors import InputError, KernelUnavailable
+from anybit.formats.terms import save_terms
 from anybit.kernels import native
+from anybit.kernels.linear_w_bf16 import op as linear_w_bf16
 from anybit.layers.embedding import TiedHead
 from anybit.layers.linear import QuantLinear
+from random_terms import code_term
 from tiny_checkpoints import quantize_tiny
 from tiny_models import VOCAB, logits, token_ids
 
@@ -86,7 +91,8 @@ def oracle(monkeypatch):
         for module in model.modules():
             if isinstance(module, QuantLinear | TiedHead):
                 form = module.form if isinstance(module, QuantLinear) else module._table[0].form
-                size = form["terms"][0]["group_size"]
+                part = form["terms"][0]
+                size = form["shape"][1] if part["kind"] == "dual_grained" else part["group_size"]
                 module.register_forward_pre_hook(lambda _, args, size=size: (as_int8(args[0], size),))
         return lambda ids: logits(model, torch.tensor([ids]))[0]
 
@@ -144,6 +150,32 @@ def test_linears_that_cannot_be_joined_and_float_ends(half, head, tied, tmp_path
     assert len(set(ids[0].tolist())) == 5
 
 
+def test_dual_grained_layers(tmp_path, oracle):
+    out = quantize_tiny("llama", tmp_path)
+    names = [f"model.layers.0.{name}_proj" for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.down")]
+    config, index = json.loads((out / "config.json").read_text()), json.loads((out / INDEX).read_text())
+    layers, files = config["quantization_config"]["layers"], index["weight_map"]
+    shard = out / files[f"{names[0]}.weight"]
+    tensors = load_file(shard)
+    for name in names:
+        rows, columns = layers[name]["shape"]
+        found = code_term("dual_grained", rows, columns, bits=4, group=32)
+        scale = 0.005 * torch.rand(rows, 1) + 0.001
+        term = replace(found, decoder=replace(found.decoder, channel_scale=scale.half()))
+        layers[name], made = save_terms([term], (rows, columns))
+        for key in ("weight", "scale", "zero"):
+            del tensors[f"{name}.{key}"], files[f"{name}.{key}"]
+        tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
+        files |= {f"{name}.{key}": shard.name for key in made}
+    save_file(tensors, shard, metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config))
+    (out / INDEX).write_text(json.dumps(index))
+    expect, model = oracle(out), NativeModel.open(out, kv_bits=16, max_tokens=64, verify=False)
+    largest = [float((model.logits(text(20, seed)) - expect(text(20, seed))).abs().max()) for seed in range(5)]
+    assert min(largest) < 1e-4
+    assert max(largest) < 0.2
+
+
 def test_a_float32_head_is_refused(tmp_path):
     recipe = tmp_path / "mixed.yaml"
     recipe.write_text(MIXED % "float")
@@ -161,24 +193,33 @@ def two_threads():
 
 @pytest.mark.parametrize("case", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])
-def test_the_same_bits_however_the_work_is_cut(case, kv_bits, checkpoint, two_threads):
+@pytest.mark.parametrize("prompt", [False, True])
+def test_the_same_bits_however_the_work_is_cut(case, kv_bits, prompt, checkpoint, two_threads):
     ids = text(150)
     model = NativeModel.open(checkpoint(case), kv_bits=kv_bits, max_tokens=2000, max_sequences=8)
-    whole = model.logits(ids)
+    whole = model.logits(ids, prompt=prompt)
     assert len(whole.unique()) > 1000
 
-    one_by_one = torch.cat([model.step({3: token}) for token in ids])
-    assert torch.equal(one_by_one, whole)
+    def cut_at(*places: int) -> torch.Tensor:
+        model.reset(3)
+        parts = [[(token, 3) for token in ids[a:b]] for a, b in pairwise([0, *places, 150])]
+        return torch.cat([model.forward(part, range(len(part)), prompt=prompt) for part in parts])
 
-    model.reset(3)
-    pieces = [
-        model.forward([(token, 3) for token in ids[a:b]], range(b - a)) for a, b in [(0, 70), (70, 71), (71, 150)]
-    ]
-    assert torch.equal(torch.cat(pieces), whole)
-
+    assert torch.equal(cut_at(*range(1, 150)), whole)
+    assert torch.equal(cut_at(70, 71), whole)
     native.set_threads(1)
-    assert torch.equal(model.logits(ids, 3), whole)
-    assert torch.equal(torch.cat([model.step({5: token}) for token in ids[:20]]), whole[:20])
+    assert torch.equal(model.logits(ids, 3, prompt=prompt), whole)
+    assert torch.equal(cut_at(1, 2, 3, 20), whole)
+
+
+def test_a_prompt_read_as_bfloat16_agrees_to_rounding(checkpoint):
+    ids = text(100)
+    model = NativeModel.open(checkpoint("llama"), max_tokens=2000)
+    integers, prompt = model.logits(ids), model.logits(ids, 1, prompt=True)
+    assert torch.equal(model.prefill(ids, 2), prompt[-1])
+    assert torch.equal(torch.cat([model.step({3: token}) for token in ids]), integers)
+    assert float((prompt - integers).abs().max() / integers.std()) < 0.2  # mostly the rounding to bytes
+    assert torch.equal(prompt, integers) == bool(linear_w_bf16.refusal())
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma2"])
@@ -188,7 +229,7 @@ def test_a_sequence_does_not_see_its_neighbours(case, checkpoint, two_threads):
     alone = [model.logits(ids) for ids in texts]
     model.reset()
     for slot, ids in enumerate(texts):
-        assert torch.equal(model.prefill(ids[:20], slot), alone[slot][19])
+        assert torch.equal(model.logits(ids[:20], slot)[19], alone[slot][19])
     together = torch.stack([model.step({slot: ids[t] for slot, ids in enumerate(texts)}) for t in range(20, 30)])
     for slot in range(8):
         assert torch.equal(together[:, slot], alone[slot][20:30])
@@ -200,10 +241,10 @@ def test_a_sequence_does_not_see_its_neighbours(case, checkpoint, two_threads):
 
 def test_a_long_prompt_is_cut_into_passes(checkpoint):
     ids = [token for seed in range(5) for token in text(120, seed)]
-    model = NativeModel.open(checkpoint("llama"), max_tokens=2000)
+    model = NativeModel.open(checkpoint("llama"), max_tokens=3000)
     assert model.context == 128  # positions beyond it are the caller's business
     whole = model.logits(ids)
-    assert torch.equal(model.prefill(ids, 1), whole[-1])
+    assert torch.equal(model.prefill(ids, 1), model.logits(ids, 3, prompt=True)[-1])
     rows = [(token, 2) for token in ids]
     wanted = [0, 5, 255, 256, 511, 512, 599]
     assert torch.equal(model.forward(rows, wanted), whole[wanted])
@@ -226,7 +267,7 @@ def test_pages_of_truncated_tokens_are_free_again(checkpoint):
     with pytest.raises(InputError, match=r"full \(128 tokens left\)"):
         model.prefill(text(129), 1)
     model.prefill(text(128), 1)
-    assert torch.equal(model.prefill(text(4, seed=1)), first[63])
+    assert torch.equal(model.forward([(token, 0) for token in text(4, seed=1)], [3])[0], first[63])
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +286,8 @@ def with_equal_rows(tmp_path_factory):
 @pytest.mark.parametrize("case", ["equal rows", "gemma2"])  # gemma2: a tied head, soft-capped logits
 def test_top_is_the_head_of_all_logits(case, checkpoint, with_equal_rows, two_threads):
     ids = text(40)
-    model = NativeModel.open(with_equal_rows if case == "equal rows" else checkpoint(case), max_tokens=256)
+    directory = with_equal_rows if case == "equal rows" else checkpoint(case)
+    model = NativeModel.open(directory, max_tokens=256, verify=case != "equal rows")
     order = model.logits(ids).sort(dim=-1, descending=True, stable=True)
     for k in (1, 5, 64):
         model.reset()
@@ -322,3 +364,18 @@ def test_open_says_why_not(tmp_path):
         NativeModel.open(quantize_tiny("gpt2", tmp_path))
     with pytest.raises(InputError, match="no such directory"):
         NativeModel.open(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kv_bits", [16, 4])
+def test_rows_that_nobody_wants_and_sequences_row_by_row_in_turn(kv_bits, checkpoint, two_threads):
+    """At 4 bits tokens 32 apart share bytes of a page: rows of two sequences in turn must still not meet."""
+    texts = [text(100), text(100, 1)]
+    model = NativeModel.open(checkpoint("llama"), kv_bits=kv_bits, max_tokens=2000)
+    whole = [model.logits(ids) for ids in texts]
+    model.reset()
+    rows = [(ids[t], slot) for t in range(80) for slot, ids in enumerate(texts)]
+    wanted = [0, 0, 31, 31, 31, 64, 158, 159]
+    some = model.forward(rows, wanted)
+    assert torch.equal(some, torch.stack([whole[row % 2][row // 2] for row in wanted]))
+    assert len(model.forward([(texts[0][80], 0), (texts[1][80], 1)], [])) == 0
+    assert torch.equal(model.forward([(token, 1) for token in texts[1][81:]], [0, 18]), whole[1][[81, 99]])

@@ -17,8 +17,10 @@ from anybit.engine.rope import frequencies
 from anybit.engine.tensors import Tensors
 from anybit.errors import FormatError
 from anybit.formats.decoder import Form
+from anybit.formats.dual_grained import DualGrained
 from anybit.kernels import native
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
+from anybit.kernels.linear_w_a8.dual_grained import as_bytes
 
 Forms = Mapping[str, Form]
 _FLOAT_ROWS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -61,11 +63,11 @@ def _cannot_multiply(form: Form | None) -> str:
     if len(form["terms"]) != 1 or form["terms"][0]["term"] != "code":
         return "is more than one code term"
     part, columns = form["terms"][0], form["shape"][1]
-    if part["kind"] not in ("affine", "bipolar"):
+    if part["kind"] not in ("affine", "bipolar", "dual_grained"):
         return f"has {part['kind']} codes"
     if part["columns"] != [0, columns]:
         return "has codes for some of its columns only"
-    return linear_w_a8.refusal(columns, part["group_size"])
+    return linear_w_a8.refusal(columns, columns if part["kind"] == "dual_grained" else part["group_size"])
 
 
 def _linears(facts: Architecture, index: int) -> list[list[str]]:
@@ -157,6 +159,9 @@ class Builder:
 
     def _tile(self, tensors: Tensors, names: Sequence[str]) -> linear_w_a8.Tiled:
         part, columns = self.forms[names[0]]["terms"][0], self.forms[names[0]]["shape"][1]
+        if part["kind"] == "dual_grained":
+            expanded = [self._expanded(tensors, name, part, columns) for name in names]
+            return linear_w_a8.tile_joined(expanded, columns, columns, self.memory.take)
         has_zero = part["kind"] == "affine" and not part["symmetric"]
         parts = [
             (
@@ -170,6 +175,10 @@ class Builder:
         if part["kind"] == "bipolar":  # 2 c - (2^b - 1) = 2 (c - (2^b - 1) / 2)
             return replace(tiled, scale_mul=2.0, zero_add=(2 ** part["bits"] - 1) / 2)
         return tiled
+
+    def _expanded(self, tensors: Tensors, name: str, part: Form, columns: int) -> tuple[Tensor, Tensor, None]:
+        tables = {key: tensors.get(f"{name}.{key}") for key in ("channel_scale", "group_scale", "group_zero")}
+        return as_bytes(tensors.get(f"{name}.weight"), DualGrained.restore(part, tables), columns)
 
     def _embedding(self, model: Any, tensors: Tensors) -> None:
         """Rows are read from the mapped file: only those that come up ever become resident."""

@@ -14,7 +14,11 @@ from anybit.errors import FormatError
 
 
 class Tensors:
-    """Reads one shard after another; a tensor keeps its own file mapped for as long as it lives."""
+    """Reads one shard after another; a tensor keeps its own file mapped for as long as it lives.
+
+    Attributes:
+        files: tensor name to shard.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Opens the index.
@@ -24,13 +28,13 @@ class Tensors:
         """
         self._directory = directory
         try:
-            self._files: dict[str, str] = json.loads((directory / INDEX).read_text())["weight_map"]
+            self.files: dict[str, str] = json.loads((directory / INDEX).read_text())["weight_map"]
         except (OSError, ValueError, KeyError) as error:
             raise FormatError(f"{directory / INDEX} is missing or damaged ({error}); restore it") from None
         self._open: tuple[str, Any] | None = None
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self.files
 
     def get(self, name: str) -> Tensor:
         """A tensor as it is stored.
@@ -38,9 +42,9 @@ class Tensors:
         Raises:
             FormatError: it is in no shard, or its shard is damaged.
         """
-        if name not in self._files:
+        if name not in self.files:
             raise FormatError(f"{self._directory} lacks {name}; restore its files or quantize again")
-        file = self._files[name]
+        file = self.files[name]
         try:
             if self._open is None or self._open[0] != file:
                 self._open = (file, safe_open(self._directory / file, framework="pt"))
