@@ -42,6 +42,8 @@ class Run:
         method, module = self.job.assignment.methods[name], self.job.model.get_submodule(name)
         if method is None:
             self.job.source.load_into(module, name)
+            if self.job.structure.tied:  # loading gave the embedding a new parameter, the head still has the empty one
+                self.job.model.get_submodule(self.job.structure.head).weight = module.weight
             return []
         found = quantize_table(name, self.job.source.tensor(f"{name}.weight"), method)
         layer = quantized(module, found.form)

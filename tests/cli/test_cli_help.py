@@ -13,7 +13,7 @@ import pytest
 from anybit.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = ["demo", "quantize", "recipes", "inspect", "eval", "generate", "chat", "plan", "doctor"]
+CONTRACT = ["demo", "quantize", "recipes", "inspect", "eval", "generate", "chat", "plan", "bench", "doctor"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from anybit.cli.bench import bench
 from anybit.cli.chat import chat
 from anybit.cli.demo import demo
 from anybit.cli.doctor import doctor
@@ -25,6 +26,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("generate", generate, 'anybit generate smol-w4 --prompt "The capital of France is" --max-new-tokens 32'),
     ("chat", chat, "anybit chat smol-w4"),
     ("plan", plan, "anybit plan demo --recipe gptq-w4 --max-size 90MB"),
+    ("bench", bench, "anybit bench smol-w4 --rivals llama.cpp,openvino --threads 2"),
     ("doctor", doctor, "anybit doctor"),
 )
 

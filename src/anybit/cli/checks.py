@@ -105,17 +105,18 @@ def _linear_error(bits: int, tokens: int) -> float:
 
     from anybit.formats.planes import pack
     from anybit.kernels.linear_w_a16 import reference
-    from anybit.kernels.linear_w_a16.op import linear
+    from anybit.kernels.linear_w_a16.op import multiply
+    from anybit.kernels.linear_w_a16.weight import Weight
 
     draw = torch.Generator().manual_seed(bits)
     codes = torch.randint(2**bits, (37, 200), dtype=torch.uint8, generator=draw)
     zero = torch.randint(2**bits, (37, 7), dtype=torch.uint8, generator=draw)
     scale = (torch.rand(37, 7, generator=draw) + 0.1).half()
     x = torch.randn(tokens, 200, generator=draw)
-    planes = pack(codes, bits)
-    weight = reference.decode(planes, scale, zero, 32, 200).double()
-    exact, size = x.double() @ weight.T, x.double().abs() @ weight.abs().T
-    results = (linear(x, planes, scale, zero, 32, 200, impl) for impl in ("native-lookup", "native-decode"))
+    weight = Weight(pack(codes, bits), scale, zero, 32, 200)
+    dense = reference.decode(weight).double()
+    exact, size = x.double() @ dense.T, x.double().abs() @ dense.abs().T
+    results = (multiply(x, weight, impl) for impl in ("native-lookup", "native-decode"))
     return max(float(((y - exact).abs() / size.clamp_min(1e-30)).max()) for y in results)
 
 
