@@ -1,23 +1,17 @@
 // Attention under sanitizers: exact-size heap pages and outputs, unused slots poisoned, against plain double arithmetic.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "attention/cpu.h"
+#include "exact.h"
 #include "thread_pool.h"
 
 using namespace anybit;
 
 namespace {
-
-void expect(bool ok, const char* what, size_t a, size_t b, size_t c) {
-  if (ok) return;
-  std::fprintf(stderr, "FAILED on %s: %s (%zu, %zu, %zu)\n", name(active_isa()), what, a, b, c);
-  std::exit(1);
-}
 
 // A sequence whose pages are separate allocations, written token by token.
 struct Sequence {

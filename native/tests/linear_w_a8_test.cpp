@@ -36,14 +36,14 @@ void check(const Tiles& w, size_t tokens) {
 
 void check_all() {
   size_t turn = 0;
-  const size_t tokens[] = {1, 2, 3, 5, 16, 19};
+  const size_t tokens[] = {1, 2, 3, 5, 16, 35, 83};
   for (size_t bits = 1; bits <= 8; ++bits)
     for (size_t columns : {1, 31, 33, 64, 65, 129, 257})
       for (size_t group : {size_t{32}, size_t{64}, columns})
         for (size_t rows : {1, 16, 35}) {
           const size_t zero_bytes[] = {0, 16, size_t{bits <= 4 ? 8u : 16u}};
-          check(Tiles(bits, rows, columns, group, zero_bytes[turn % 3]), tokens[turn % 6]);
-          turn += turn % 7 == 6 ? 2 : 1;  // so that zeros, tokens and shapes do not keep step
+          check(Tiles(bits, rows, columns, group, zero_bytes[turn % 3]), tokens[turn % 7]);
+          turn += turn % 11 == 10 ? 2 : 1;  // so that zeros, tokens and shapes do not keep step
         }
 }
 

@@ -8,10 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-from anybit.kernels.native import native
 
 VECTOR = re.compile(r"^\s+[0-9a-f]+:\s+v\w+\s|%[yz]mm|%k[1-7]\b|%tmm")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
@@ -43,15 +42,23 @@ def test_the_search_finds_what_it_should():
     assert functions_with_vector_instructions(listing) == {"std::vector<float>::~vector()", "anybit::attend(int)"}
 
 
+def released_objects() -> list[str]:
+    """Object files of the newest release build in this checkout; the module itself is stripped of names."""
+    modules = (Path(__file__).parents[2] / "build").glob("*/_native*.so")
+    newest = max(modules, key=lambda path: path.stat().st_mtime, default=None)
+    return sorted(str(path) for path in newest.parent.rglob("*.cpp.o")) if newest else []
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("objdump"), reason="needs objdump on x86-64")
 def test_higher_instruction_sets_stay_in_their_namespaces():
     """A template or inline function that two targets share is merged by the linker: the AVX-512 copy may win."""
-    module = native()
-    assert module
-    assert module.__file__
-    command = ["objdump", "-d", "-C", "--no-show-raw-insn", "-j", ".text", module.__file__]
+    objects = released_objects()
+    if not objects:
+        pytest.skip("no build folder in this checkout")
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", *objects]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "anybit::avx512::" in listing, "the module holds no symbols: nothing was looked at"
+    assert "<anybit::avx512::" in listing
+    assert "<anybit::linear_w_a8(" in listing
     assert functions_with_vector_instructions(listing) == set()
 
 

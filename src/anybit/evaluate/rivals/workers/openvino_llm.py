@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-DECODE_PROMPT = 8
+DECODE_PROMPT, WARM_UP = 8, 64
 
 
 def main(directory: str, threads: int) -> None:
@@ -32,6 +32,7 @@ def main(directory: str, threads: int) -> None:
     for line in sys.stdin:
         wanted = json.loads(line)
         answer = {}
+        generate(WARM_UP, 1)
         if wanted["prompt"]:
             answer["prefill"] = 1000 * wanted["prompt"] / generate(wanted["prompt"], 1).get_ttft().mean
         if wanted["new"]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-DECODE_PROMPT = 8
+DECODE_PROMPT, WARM_UP = 8, 64
 
 
 def main(directory: str, threads: int, bits: str) -> None:
@@ -45,6 +45,7 @@ def quantize(model: Any, bits: str) -> None:
 def measure(model: Any, prompt: int, new: int) -> dict[str, float]:
     """Tokens per second of a prompt read at once, and of `new` greedy tokens after a short prompt."""
     answer = {}
+    timed(model, random_ids(model, WARM_UP), None)
     if prompt:
         seconds, _ = timed(model, random_ids(model, prompt), None)
         answer["prefill"] = prompt / seconds
