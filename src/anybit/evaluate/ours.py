@@ -17,7 +17,7 @@ from anybit.evaluate.rivals.contract import Contestant, Speed
 from anybit.kernels import native
 
 DECODE_PROMPT = 8
-WARM_UP = 64  # tokens before the clock starts, for everybody: caches hold what the contestant before left (llama-bench does so too)
+WARM_UP = 64  # tokens before the clock starts, for everybody: caches hold what the contestant before left
 _CHECK_TOKENS = 32
 _KL_LIMIT = 0.05
 """Nats between the native engine and torch, mean over tokens: int8 activations and cache cost about a hundredth of it."""
