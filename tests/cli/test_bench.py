@@ -201,7 +201,8 @@ def test_shapes(anybit: Callable[..., Any]) -> None:
     done = anybit("bench", "48x96", "--rounds", "2", "--threads", "1", "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["rows"]
-    names = [f"gemv 48x96 {bits} bit" for bits in (8, 4, 3, 2)] + [f"gemm M=512 48x96 {bits} bit" for bits in (8, 4)]
+    names = [f"gemv 48x96 {bits} bit, group 32" for bits in (8, 4, 3, 2)]
+    names += [f"gemm M=512 48x96 {bits} bit, group {group}" for bits in (8, 4) for group in (32, 96)]
     assert [row["what"] for row in rows] == names
     assert all(row["ours"] > 0 and row["rival"] > 0 for row in rows)
     assert all((row["of_bandwidth"] is None) == ("gemm" in row["what"]) for row in rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ GEMV_BITS = (8, 4, 3, 2)
 GEMM_BITS = (8, 4)
 GEMM_TOKENS = 512
 GROUP = 32
+"""Columns per scale; matrix-matrix products are also timed with one scale a row, as in W8A8."""
 
 
 def kernel_rows(shapes: Sequence[Shape], threads: int, *, rounds: int = 7, say: Say = lambda _: None) -> dict[str, Any]:
@@ -44,17 +46,18 @@ def kernel_rows(shapes: Sequence[Shape], threads: int, *, rounds: int = 7, say: 
     rows, peaks = [], []
     for shape in shapes:
         for tokens, widths in ((1, GEMV_BITS), (GEMM_TOKENS, GEMM_BITS)):
-            for bits in widths:
-                made, measured = one_row(shape, tokens, bits, rounds)
+            groups = (GROUP,) if tokens == 1 else (GROUP, shape[1])
+            for bits, group in product(widths, groups):
+                made, measured = one_row(shape, tokens, bits, group, rounds)
                 say(f"{made['what']}: done")
                 rows.append(made)
                 peaks += measured
     return {"peaks": summary(peaks, threads), "busy_cores": busy, "skipped": {}, "rows": rows}
 
 
-def one_row(shape: Shape, tokens: int, bits: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
+def one_row(shape: Shape, tokens: int, bits: int, group: int, rounds: int) -> tuple[dict[str, Any], list[Any]]:
     """One shape, token count and width: the row, and the peaks of each round."""
-    copies, read, ours = our_calls(shape, tokens, bits)
+    copies, read, ours = our_calls(shape, tokens, bits, group)
     dense = [torch.randn(shape).bfloat16() for _ in range(copies_of(2 * shape[0] * shape[1], tokens))]
     x = torch.randn(tokens, shape[1]).bfloat16()
     buffer = read_buffer()
@@ -68,36 +71,40 @@ def one_row(shape: Shape, tokens: int, bits: int, rounds: int) -> tuple[dict[str
     operations = 2 * tokens * shape[0] * shape[1]
     limits = limits_of(mine, peaks, bytes_read=read if tokens == 1 else 0, operations=operations if tokens > 1 else 0)
     kind = "gemv" if tokens == 1 else f"gemm M={tokens}"
-    what = {"what": f"{kind} {shape[0]}x{shape[1]} {bits} bit", "unit": "calls/s", "engine": "linear_w_a8"}
+    what = {
+        "what": f"{kind} {shape[0]}x{shape[1]} {bits} bit, group {group}",
+        "unit": "calls/s",
+        "engine": "linear_w_a8",
+    }
     about = {"bytes": read, "operations": operations, "rival_name": "torch bf16"}
     return row(what, mine, limits) | about | beside(mine, results["torch bf16"]), peaks
 
 
-def our_calls(shape: Shape, tokens: int, bits: int) -> tuple[int, int, Call]:
+def our_calls(shape: Shape, tokens: int, bits: int, group: int = GROUP) -> tuple[int, int, Call]:
     """Our kernel on random weights: how many copies, bytes that one call reads, and the call.
 
     Integers times integers (`linear_w_a8`), the activations quantized beforehand: in a model that is part of the norm
     before them. The one place to change when another kernel is to be timed. Checked against decoded weights first.
     """
     rows, columns = shape
-    groups = -(-columns // GROUP)
+    groups = -(-columns // group)
     planes = torch.randint(0, 256, (bits, rows, -(-columns // 8)), dtype=torch.uint8)
     scale = (torch.rand(rows, groups) + 0.5).half()
     zero = torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8)
-    first, memory = linear_w_a8.tile(planes, scale, zero, GROUP, columns), Memory()
+    first, memory = linear_w_a8.tile(planes, scale, zero, group, columns), Memory()
     read = sum(part.nbytes for part in (first.planes, first.scale, first.zero) if part is not None)
     count = copies_of(read, tokens)
     copies = [first] + [_copy(first, memory) for _ in range(count - 1)]
-    x = linear_w_a8.quantize(torch.randn(tokens, columns), GROUP)
-    dense = linear_w_a16.decode(Weight(planes, scale, zero, GROUP, columns))
-    expected = dequantized(x, columns)[:4] @ dense.T
+    x = linear_w_a8.quantize(torch.randn(tokens, columns), group)
+    dense = linear_w_a16.decode(Weight(planes, scale, zero, group, columns))
+    expected = dequantized(x, columns, group)[:4] @ dense.T
     check(linear_w_a8.linear_quantized(x, first)[:4], expected, f"{rows}x{columns} {bits} bit")
     return count, read, lambda i: linear_w_a8.linear_quantized(x, copies[i])
 
 
-def dequantized(x: linear_w_a8.Quantized, columns: int) -> Tensor:
+def dequantized(x: linear_w_a8.Quantized, columns: int, group: int) -> Tensor:
     """The float32 [T, K] that quantized activations stand for."""
-    return x.codes[:, :columns] * x.scale.repeat_interleave(GROUP, 1)[:, :columns]
+    return x.codes[:, :columns] * x.scale.repeat_interleave(group, 1)[:, :columns]
 
 
 def _copy(weight: linear_w_a8.Tiled, memory: Memory) -> linear_w_a8.Tiled:
