@@ -175,11 +175,12 @@ def library_steps() -> Steps:
 
 
 def generate_with(model: str | Path, prompt: str, new_tokens: int) -> Any:
-    """Greedy answer of a float model or of a checkpoint, as a `GenerationResult`."""
+    """Greedy answer of a float model or of a checkpoint (on its fastest engine), as a `GenerationResult`."""
     from anybit.engine.generate import generate
-    from anybit.loading import load_any
+    from anybit.engine.open import open_engine
+    from anybit.loading import is_anybit_directory, load_any
 
-    network, tokenizer = load_any(model)
+    network, tokenizer = open_engine(model) if is_anybit_directory(model) else load_any(model)
     return generate(network, tokenizer, prompt, max_new_tokens=new_tokens, chat=True)
 
 
