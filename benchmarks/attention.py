@@ -47,7 +47,7 @@ def filled(shape: KvShape, pages: int, tokens: int) -> op.PagedCache:
     return cache
 
 
-def call_of(cache: op.PagedCache, looks: list[op.Look]) -> Callable[[], object]:
+def call_of(cache: op.PagedCache, looks: list[op.Look], prompt: bool = False) -> Callable[[], object]:
     """The native call alone, its arguments made beforehand."""
     shape, module = cache.shape, native.loaded()
     q = torch.randn(len(looks), shape.heads, shape.head_dim)
@@ -55,7 +55,7 @@ def call_of(cache: op.PagedCache, looks: list[op.Look]) -> Callable[[], object]:
     pages, start, result = cache.pages.data_ptr(), where.data_ptr(), out.data_ptr()
 
     def call() -> object:
-        module.attend(shape.sizes, pages, cache.tables, start, len(looks), q.data_ptr(), SCALING, 0.0, result)
+        module.attend(shape.sizes, pages, cache.tables, start, len(looks), q.data_ptr(), SCALING, 0.0, prompt, result)
         return out, where
 
     return call
@@ -97,7 +97,7 @@ def prefill(heads: tuple[int, int, int], tokens: int = 512) -> str:
     for bits in BITS:
         cache = filled(KvShape(*heads, bits), tokens // PAGE_TOKENS, tokens)
         check(cache, op.Look(0, 0, tokens - 1))
-        calls.append(call_of(cache, [op.Look(0, 0, t) for t in range(tokens)]))
+        calls.append(call_of(cache, [op.Look(0, 0, t) for t in range(tokens)], prompt=True))
     a, b = torch.randn(2, 768, 768)
     *ours, dense = seconds([*calls, lambda: a @ b])
     flops = 4 * heads[0] * heads[2] * tokens * (tokens + 1) / 2

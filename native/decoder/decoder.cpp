@@ -121,8 +121,8 @@ void Decoder::place_head(const Layer& layer, size_t t, size_t kv_head) {
 }
 
 void Decoder::attention(const Layer& layer) {
-  attend(cache_.shape(), work_.query.data(), work_.queries.data(), rows_, model_.attention_scale, model_.attention_softcap,
-         work_.mixed.data());
+  const Scoring scoring = {model_.attention_scale, model_.attention_softcap, halves_};
+  attend(cache_.shape(), scoring, work_.query.data(), work_.queries.data(), rows_, work_.mixed.data());
   linear(layer.output, rows_, halves_, work_.added.data(), work_.mixed.data(), model_.query_width(), [](size_t) {});
   pending_ = true, added_norm_ = layer.attention_out_norm;
 }

@@ -49,13 +49,13 @@ void bind_attention(nb::module_& m) {
   m.def(
       "attend",
       [](const nb::tuple& shape, Address cache, const Tables& tables, Address looks, size_t tokens, Address q, float scaling,
-         float softcap, Address out) {
+         float softcap, bool prompt, Address out) {
         const KvShape s = shape_of(shape);
         const Looks where(s, cache, tables, looks, tokens);
         nb::gil_scoped_release unlocked;
-        attend(s, at<const float>(q), where.queries.data(), tokens, scaling, softcap, at<float>(out));
+        attend(s, {scaling, softcap, prompt}, at<const float>(q), where.queries.data(), tokens, at<float>(out));
       },
-      "shape"_a, "cache"_a, "tables"_a, "looks"_a, "tokens"_a, "q"_a, "scaling"_a, "softcap"_a, "out"_a);
+      "shape"_a, "cache"_a, "tables"_a, "looks"_a, "tokens"_a, "q"_a, "scaling"_a, "softcap"_a, "prompt"_a, "out"_a);
 }
 
 }  // namespace anybit

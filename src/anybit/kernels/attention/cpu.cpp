@@ -5,41 +5,26 @@
 #include "cpu.h"
 
 #include "product.h"
+#include "softmax.h"
 #include "store.h"
+#if defined(ANYBIT_TARGET_amx)
+#include "tiles_amx.h"
+#endif
 
 namespace anybit::ANYBIT_TARGET {
 namespace {
-
-constexpr float kNothing = -__builtin_inff();
-
-ANYBIT_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
-ANYBIT_INLINE size_t most(size_t a, size_t b) { return a > b ? a : b; }
-
-struct Slots {
-  size_t begin, end;  // of one page
-  bool empty() const { return begin >= end; }
-};
-
-// The slots of page `page` that a query sees.
-ANYBIT_INLINE Slots visible(const Query& query, size_t page) {
-  const size_t start = page * kPageTokens, stop = start + kPageTokens;
-  if (query.last < start || query.first >= stop) return {0, 0};
-  return {most(query.first, start) - start, least(query.last + 1, stop) - start};
-}
 
 // One block's scratch: rows of queries (times scaling), scores, and what a row's softmax carries from page to page.
 struct Rows {
   const KvShape& shape;
   const Block& block;
   size_t group, count;
-  float *q, *scores, *sums, *gain, *lanes, *minima, *scales, *floats;
+  Carry carry;
+  float *q, *scores, *gain, *floats;
 
-  Rows(const KvShape& s, const Block& b, float* at) : shape(s), block(b), group(s.group()), count(b.count * s.group()) {
-    const auto take = [&at](size_t n) { return (at += n) - n; };
-    q = take(count * s.head_dim), scores = take(count * kPageTokens);
-    lanes = take(count * 16), minima = take(count * 16), sums = take(count * 16), gain = take(count * 16);
-    scales = take(4 * kPageTokens), floats = take(s.head_dim * kPageTokens);
-  }
+  Rows(const KvShape& s, const Block& b, Scratch scratch)
+      : shape(s), block(b), group(s.group()), count(b.count * group), carry(scratch, count), q(scratch.take(count * s.head_dim)),
+        scores(scratch.take(count * kPageTokens)), gain(scratch.take(count * 16)), floats(scratch.take(s.head_dim * kPageTokens)) {}
 };
 
 void load_queries(Rows& rows, float scaling) {
@@ -53,82 +38,15 @@ void load_queries(Rows& rows, float scaling) {
       save(rows.q + r * dim + d, scaled);
       sum += scaled;
     }
-    rows.sums[r] = total(sum);
+    rows.carry.sums[r] = total(sum);
   }
-}
-
-// Key scale, key minimum, value scale, value minimum [4][64]; zero outside `seen`: what lies in unused slots may be NaN.
-void load_scales(const KvShape& shape, const std::uint8_t* stored, Slots seen, float* scales) {
-  for (size_t i = 0; i < 4; ++i) {
-    float* row = scales + i * kPageTokens;
-    for (size_t t = 0; t < kPageTokens; t += kVec) save(row + t, all(shape.bits == 16 && i % 2 == 0 ? 1.0f : 0.0f));
-    if (shape.bits == 16) continue;
-    halves(reinterpret_cast<const std::uint16_t*>(stored) + i * kPageTokens, row, kPageTokens);
-    for (size_t t = 0; t < seen.begin; ++t) row[t] = 0.0f;
-    for (size_t t = seen.end; t < kPageTokens; ++t) row[t] = 0.0f;
-  }
-}
-
-ANYBIT_INLINE Vec cap(Vec x, float softcap) {
-  const Vec doubled = x * (2.0f / softcap);
-  const Vec e = exponential(doubled < all(80.0f) ? doubled : all(80.0f));
-  return softcap - (2.0f * softcap) / (e + 1.0f);
-}
-
-// One row's scores on a page to weights times value scales; its running maximum, sums and gain (what earlier pages shrink by).
-template <bool kWhole>
-ANYBIT_INLINE void soften(const Rows& rows, size_t r, Slots seen, float softcap, float& peak) {
-  constexpr size_t kVecs = kPageTokens / kVec;
-  float* scores = rows.scores + r * kPageTokens;
-  const float *s = rows.scales, *m = s + kPageTokens, *value_s = m + kPageTokens, *value_m = value_s + kPageTokens;
-  Ints slot;
-  for (size_t i = 0; i < kVec; ++i) slot[i] = static_cast<int>(i);
-  Vec x[kVecs], top = all(peak);
-#pragma GCC unroll 16
-  for (size_t v = 0; v < kVecs; ++v, slot += static_cast<int>(kVec)) {
-    x[v] = fused(load(s + v * kVec), load(scores + v * kVec), load(m + v * kVec) * rows.sums[r]);
-    if (softcap > 0.0f) x[v] = cap(x[v], softcap);
-    if (!kWhole) x[v] = (slot >= static_cast<int>(seen.begin)) & (slot < static_cast<int>(seen.end)) ? x[v] : all(kNothing);
-    top = larger(x[v], top);
-  }
-  const float before = peak;
-  peak = largest(top);
-  const Vec gain = peak == before ? all(1.0f) : exponential(all(before - peak));
-  Vec sum = load(rows.lanes + r * 16) * gain, minimum = load(rows.minima + r * 16) * gain;
-#pragma GCC unroll 16
-  for (size_t v = 0; v < kVecs; ++v) {
-    const Vec p = exponential(x[v] - peak);
-    sum += p;
-    minimum = fused(p, load(value_m + v * kVec), minimum);
-    save(scores + v * kVec, p * load(value_s + v * kVec));
-  }
-  save(rows.lanes + r * 16, sum);
-  save(rows.minima + r * 16, minimum);
-  rows.gain[r] = gain[0];
-}
-
-// The union of what the block's queries see of a page.
-ANYBIT_INLINE Slots visible_to_any(const Block& block, size_t page) {
-  Slots seen = {kPageTokens, 0};
-  for (size_t i = 0; i < block.count; ++i) {
-    const Slots own = visible(block.queries[i], page);
-    if (!own.empty()) seen = {least(seen.begin, own.begin), most(seen.end, own.end)};
-  }
-  return seen;
 }
 
 void soften_rows(const Rows& rows, size_t page, float softcap, float* states) {
   for (size_t r = 0; r < rows.count; ++r) {
     const Slots own = visible(rows.block.queries[r / rows.group], page);
     float& peak = states[r * state_floats(rows.shape)];
-    if (own.empty()) {
-      rows.gain[r] = 1.0f;
-      std::memset(rows.scores + r * kPageTokens, 0, kPageTokens * sizeof(float));
-    } else if (own.end - own.begin == kPageTokens) {
-      soften<true>(rows, r, own, softcap, peak);
-    } else {
-      soften<false>(rows, r, own, softcap, peak);
-    }
+    rows.gain[r] = soften<FloatWeights>(rows.carry, r, own, softcap, rows.scores + r * kPageTokens, peak);
   }
 }
 
@@ -142,14 +60,14 @@ ANYBIT_INLINE Slots pairs(Slots seen) {
 
 template <class Codes>
 void attend_page(const Rows& rows, const Scoring& scoring, size_t page, size_t next, float* states) {
-  const Slots seen = visible_to_any(rows.block, page);
+  const Slots seen = visible_to_any(rows.block, 0, rows.block.count, page);
   if (seen.empty()) return;
   const KvShape& shape = rows.shape;
   const size_t dim = shape.head_dim, stride = state_floats(shape);
   const std::uint8_t* keys = rows.block.queries[0].pages[page] + rows.block.kv_head * shape.head_bytes();
   const std::uint8_t* values = keys + shape.code_bytes();
   const std::ptrdiff_t ahead = rows.block.queries[0].pages[next] - rows.block.queries[0].pages[page];
-  load_scales(shape, values + shape.code_bytes(), seen, rows.scales);
+  load_scales(shape, values + shape.code_bytes(), seen, rows.carry.scales);
   const Product score = {rows.q, dim, keys, kPageTokens, dim / 2, 0, dim / Codes::kRows, nullptr,
                          rows.scores, kPageTokens, ahead};
   multiply_codes<Codes>(score, rows.count, (seen.end + 15) / 16 * 16, rows.floats);
@@ -161,23 +79,21 @@ void attend_page(const Rows& rows, const Scoring& scoring, size_t page, size_t n
 }
 
 void attend_split(const KvShape& shape, const Scoring& scoring, const Block& block, size_t split, float* states, float* scratch) {
-  Rows rows(shape, block, scratch);
+#if defined(ANYBIT_TARGET_amx)
+  if (scoring.prompt) return attend_split_in_tiles(shape, scoring, block, split, states, scratch);
+#endif
+  Rows rows(shape, block, {scratch});
   const size_t stride = state_floats(shape);
   load_queries(rows, scoring.scaling);
   std::memset(states, 0, rows.count * stride * sizeof(float));
-  std::memset(rows.lanes, 0, 2 * rows.count * 16 * sizeof(float));
   for (size_t r = 0; r < rows.count; ++r) states[r * stride] = kNothing;
-  size_t first = block.queries[0].first, last = block.queries[0].last;
-  for (size_t i = 1; i < block.count; ++i) first = least(first, block.queries[i].first), last = most(last, block.queries[i].last);
-  const size_t begin = most(first / kPageTokens, split * kSplitPages);
-  const size_t end = least(last / kPageTokens + 1, (split + 1) * kSplitPages);
   const auto page_of = shape.bits == 16 ? attend_page<Half> : shape.bits == 8 ? attend_page<Byte> : attend_page<Nibble>;
-  for (size_t page = begin; page < end; ++page) page_of(rows, scoring, page, page + 1 < end ? page + 1 : page, states);
+  const Pages pages(block, split);
+  for (size_t page = pages.begin; page < pages.end; ++page)
+    page_of(rows, scoring, page, page + 1 < pages.end ? page + 1 : page, states);
   for (size_t r = 0; r < rows.count; ++r) {
     float* state = states + r * stride;
-    state[1] = total(load(rows.lanes + r * 16));
-    const float minimum = total(load(rows.minima + r * 16));
-    for (size_t d = kStateHead; d < stride; d += kVec) save(state + d, load(state + d) + minimum);
+    rows.carry.leave(r, state[0], state + kStateHead, shape.head_dim, state);
   }
 }
 
@@ -208,6 +124,11 @@ void finish(const KvShape& shape, const Block& block, const float* states, float
 
 }  // namespace
 
-extern const AttentionTable attention_table = {write_head, attend_split, merge, finish};
+#if defined(ANYBIT_TARGET_amx)
+constexpr size_t kPromptRows = 192;  // NOTES.md
+#else
+constexpr size_t kPromptRows = kBlockRows;
+#endif
+extern const AttentionTable attention_table = {write_head, attend_split, merge, finish, kPromptRows};
 
 }  // namespace anybit::ANYBIT_TARGET

@@ -36,8 +36,11 @@ struct Query {
 };
 
 // `scaling` multiplies scores; `softcap` > 0 bounds them by softcap * tanh(score / softcap) (Gemma-2).
+// `prompt`: with a matrix unit, products are in bfloat16 (queries, weights and what a 16-bit cache holds are rounded to it, codes
+// are exact) and sums in float32; without one it changes nothing.
 struct Scoring {
   float scaling, softcap;
+  bool prompt;
 };
 
 // Writes key and value [kv_heads, head_dim] of position `position` into its page.
@@ -48,7 +51,7 @@ void kv_write(const KvShape& shape, const Query* queries, size_t tokens, const f
 
 // out [tokens, heads, head_dim] from q of the same shape. Each token's result depends on its own query and cache alone, bit for
 // bit: not on the other tokens, nor on threads. Fast for many tokens where neighbours share `pages`.
-void attend(const KvShape& shape, const float* q, const Query* queries, size_t tokens, float scaling, float softcap, float* out);
+void attend(const KvShape& shape, const Scoring& scoring, const float* q, const Query* queries, size_t tokens, float* out);
 
 // Neighbouring query tokens of one sequence, seen by one kv head: count * group rows, token by token.
 struct Block {
@@ -61,9 +64,12 @@ struct Block {
 constexpr size_t kStateHead = 16;
 ANYBIT_INLINE size_t state_floats(const KvShape& shape) { return kStateHead + shape.head_dim; }
 
+constexpr size_t kBlockRows = 48;  // where there are no tiles: a multiple of every product's rows
+
 // What attend_split wants as scratch for one block, 64-byte aligned.
 ANYBIT_INLINE size_t attention_scratch(const KvShape& shape, size_t rows) {
-  return rows * (shape.head_dim + kPageTokens + 64) + (shape.head_dim + 4) * kPageTokens;
+  const size_t padded = (rows + 31) / 32 * 32, dim = (shape.head_dim + 31) / 32 * 32;
+  return padded * (2 * dim + 128) + (dim + 68) * kPageTokens;
 }
 
 struct AttentionTable {
@@ -75,6 +81,7 @@ struct AttentionTable {
   void (*merge)(const KvShape& shape, size_t rows, const float* later, float* states);
   // out of the block's first token, [heads, head_dim].
   void (*finish)(const KvShape& shape, const Block& block, const float* states, float* out);
+  size_t prompt_rows;  // of a block: enough to pay for converting a page's codes once
 };
 ANYBIT_FOR_TARGETS(extern const AttentionTable attention_table;)
 

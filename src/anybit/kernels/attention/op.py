@@ -1,6 +1,6 @@
 """Causal attention over a paged cache of 16-, 8- or 4-bit keys and values.
 
-    native     streaming softmax, page by page, straight from the codes (cpu.cpp)
+    native     streaming softmax, page by page, straight from the codes (cpu.cpp; prompts with AMX: tiles_amx.h)
     reference  everything dequantized, float64
 
 A token's result depends on its own query and cache alone, bit for bit (`native`): not on the other tokens of the call, nor
@@ -102,6 +102,8 @@ def attend(
     scaling: float,
     softcap: float = 0.0,
     impl: str | None = None,
+    *,
+    prompt: bool = False,
 ) -> Tensor:
     """softmax(scaling * q K^T) V for every token, as float32 [T, heads, D].
 
@@ -112,6 +114,8 @@ def attend(
         scaling: factor of the scores, commonly D ** -0.5.
         softcap: if > 0, scores are bounded by softcap * tanh(score / softcap).
         impl: force one of the implementations above.
+        prompt: the tokens are text that is given: where the processor has a bfloat16 matrix unit, `native` rounds queries,
+            weights and what a 16-bit cache holds to bfloat16 (codes are exact in it); elsewhere it changes nothing.
 
     Raises:
         FormatError: shapes that do not fit, or positions outside the page tables.
@@ -137,6 +141,7 @@ def attend(
         q.data_ptr(),
         scaling,
         softcap,
+        prompt,
         out.data_ptr(),
     )
     return out

@@ -7,7 +7,6 @@
 namespace anybit {
 namespace {
 
-constexpr size_t kBlockRows = 48;  // a multiple of every tile's rows: enough to pay for converting a page's codes once
 constexpr size_t kTasksPerThread = 4;
 
 // At least `count` floats of the calling thread, aligned; kept between calls, one slot per use.
@@ -27,9 +26,9 @@ struct Plan {
   size_t rows = 0;            // of the longest block
   size_t pages = 0;           // read, over all blocks
 
-  void make(const KvShape& shape, const float* q, const Query* queries, size_t tokens) {
+  void make(const KvShape& shape, const float* q, const Query* queries, size_t tokens, size_t block_rows) {
     const size_t fair = tokens * shape.kv_heads / (kTasksPerThread * static_cast<size_t>(threads()));
-    const size_t longest = std::clamp<size_t>(fair, 1, std::max<size_t>(kBlockRows / shape.group(), 1));
+    const size_t longest = std::clamp<size_t>(fair, 1, std::max<size_t>(block_rows / shape.group(), 1));
     blocks.clear(), splits = rows = pages = 0;
     for (size_t t = 0; t < tokens; ++t) {
       splits = std::max(splits, queries[t].last / kPageTokens / kSplitPages + 1);
@@ -115,15 +114,15 @@ void kv_write(const KvShape& shape, const Query* queries, size_t tokens, const f
   });
 }
 
-void attend(const KvShape& shape, const float* q, const Query* queries, size_t tokens, float scaling, float softcap, float* out) {
+void attend(const KvShape& shape, const Scoring& scoring, const float* q, const Query* queries, size_t tokens, float* out) {
   static thread_local Plan plan;
-  plan.make(shape, q, queries, tokens);
+  plan.make(shape, q, queries, tokens, scoring.prompt ? ANYBIT_ACTIVE(attention_table).prompt_rows : kBlockRows);
   if (!tokens) return;
   const size_t tasks = plan.blocks.size() * shape.kv_heads;
   const size_t passes = (plan.rows + 5) / 6;  // over a page, in rows of tiles
   const size_t work = plan.pages * shape.head_bytes() * 8 * passes / plan.blocks.size();
   const bool enough = threads() == 1 || tasks >= kTasksPerThread * static_cast<size_t>(threads()) || plan.splits == 1;
-  (enough ? attend_whole : attend_in_splits)(shape, {scaling, softcap}, plan, work, out, q);
+  (enough ? attend_whole : attend_in_splits)(shape, scoring, plan, work, out, q);
 }
 
 }  // namespace anybit

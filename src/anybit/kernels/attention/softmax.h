@@ -1,0 +1,140 @@
+// One row's softmax, a page at a time: scores of 64 slots to weights, and what is carried from page to page.
+#pragma once
+
+#include "cpu.h"
+#include "vectors.h"
+
+namespace anybit::ANYBIT_TARGET {
+namespace {
+
+constexpr float kNothing = -__builtin_inff();
+
+ANYBIT_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+ANYBIT_INLINE size_t most(size_t a, size_t b) { return a > b ? a : b; }
+
+struct Slots {
+  size_t begin, end;  // of one page
+  bool empty() const { return begin >= end; }
+};
+
+// The slots of page `page` that a query sees.
+ANYBIT_INLINE Slots visible(const Query& query, size_t page) {
+  const size_t start = page * kPageTokens, stop = start + kPageTokens;
+  if (query.last < start || query.first >= stop) return {0, 0};
+  return {most(query.first, start) - start, least(query.last + 1, stop) - start};
+}
+
+// The union of what the block's queries [begin, end) see of a page.
+ANYBIT_INLINE Slots visible_to_any(const Block& block, size_t begin, size_t end, size_t page) {
+  Slots seen = {kPageTokens, 0};
+  for (size_t i = begin; i < end; ++i) {
+    const Slots own = visible(block.queries[i], page);
+    if (!own.empty()) seen = {least(seen.begin, own.begin), most(seen.end, own.end)};
+  }
+  return seen;
+}
+
+// The pages of a split that the block's queries see.
+struct Pages {
+  size_t begin, end;
+
+  Pages(const Block& block, size_t split) {
+    size_t first = block.queries[0].first, last = block.queries[0].last;
+    for (size_t i = 1; i < block.count; ++i) first = least(first, block.queries[i].first), last = most(last, block.queries[i].last);
+    begin = most(first / kPageTokens, split * kSplitPages);
+    end = least(last / kPageTokens + 1, (split + 1) * kSplitPages);
+  }
+};
+
+// Hands out scratch.
+struct Scratch {
+  float* at;
+  float* take(size_t floats) { return (at += floats) - floats; }
+};
+
+// What softmax needs beside scores: a row's sum of its query, its sums of weights and of weighted minima (16 lanes each), and the
+// page's scales.
+struct Carry {
+  float *sums, *lanes, *minima, *scales;
+
+  Carry(Scratch& scratch, size_t rows)
+      : sums(scratch.take(rows * 16)), lanes(scratch.take(rows * 16)), minima(scratch.take(rows * 16)),
+        scales(scratch.take(4 * kPageTokens)) {
+    std::memset(lanes, 0, rows * 16 * sizeof(float));
+    std::memset(minima, 0, rows * 16 * sizeof(float));
+  }
+
+  // Largest score, sum of weights and weighted values of row r, done with its pages.
+  void leave(size_t r, float peak, const float* values, size_t dim, float* state) const {
+    state[0] = peak;
+    state[1] = total(load(lanes + r * 16));
+    const float minimum = total(load(minima + r * 16));
+    for (size_t d = 0; d < dim; d += kVec) save(state + kStateHead + d, load(values + d) + minimum);
+  }
+};
+
+// Key scale, key minimum, value scale, value minimum [4][64]; zero outside `seen`: what lies in unused slots may be NaN.
+void load_scales(const KvShape& shape, const std::uint8_t* stored, Slots seen, float* scales) {
+  for (size_t i = 0; i < 4; ++i) {
+    float* row = scales + i * kPageTokens;
+    for (size_t t = 0; t < kPageTokens; t += kVec) save(row + t, all(shape.bits == 16 && i % 2 == 0 ? 1.0f : 0.0f));
+    if (shape.bits == 16) continue;
+    halves(reinterpret_cast<const std::uint16_t*>(stored) + i * kPageTokens, row, kPageTokens);
+    for (size_t t = 0; t < seen.begin; ++t) row[t] = 0.0f;
+    for (size_t t = seen.end; t < kPageTokens; ++t) row[t] = 0.0f;
+  }
+}
+
+ANYBIT_INLINE Vec cap(Vec x, float softcap) {
+  const Vec doubled = x * (2.0f / softcap);
+  const Vec e = exponential(doubled < all(80.0f) ? doubled : all(80.0f));
+  return softcap - (2.0f * softcap) / (e + 1.0f);
+}
+
+// How weights are made and kept: as floats in place of the scores; tiles_amx.h has another way.
+struct FloatWeights {
+  ANYBIT_INLINE static Vec power(Vec x, float peak) { return exponential(x - peak); }
+  ANYBIT_INLINE static void put(float* scores, size_t t, Vec weight) { save(scores + t, weight); }
+};
+
+// Row r's scores on a page to weights times value scales; its running maximum and sums. Returns by how much earlier pages shrink.
+template <class Weights, bool kWhole>
+ANYBIT_INLINE float soften_slots(const Carry& carry, size_t r, Slots seen, float softcap, float* scores, float& peak) {
+  constexpr size_t kVecs = kPageTokens / kVec;
+  const float *s = carry.scales, *m = s + kPageTokens, *value_s = m + kPageTokens, *value_m = value_s + kPageTokens;
+  Ints slot;
+  for (size_t i = 0; i < kVec; ++i) slot[i] = static_cast<int>(i);
+  Vec x[kVecs], top = all(peak);
+#pragma GCC unroll 16
+  for (size_t v = 0; v < kVecs; ++v, slot += static_cast<int>(kVec)) {
+    x[v] = fused(load(s + v * kVec), load(scores + v * kVec), load(m + v * kVec) * carry.sums[r]);
+    if (softcap > 0.0f) x[v] = cap(x[v], softcap);
+    if (!kWhole) x[v] = (slot >= static_cast<int>(seen.begin)) & (slot < static_cast<int>(seen.end)) ? x[v] : all(kNothing);
+    top = larger(x[v], top);
+  }
+  const float before = peak;
+  peak = largest(top);
+  const Vec gain = peak == before ? all(1.0f) : exponential(all(before - peak));
+  Vec sum = load(carry.lanes + r * 16) * gain, minimum = load(carry.minima + r * 16) * gain;
+#pragma GCC unroll 16
+  for (size_t v = 0; v < kVecs; ++v) {
+    const Vec p = Weights::power(x[v], peak);
+    sum += p;
+    minimum = fused(p, load(value_m + v * kVec), minimum);
+    Weights::put(scores, v * kVec, p * load(value_s + v * kVec));
+  }
+  save(carry.lanes + r * 16, sum);
+  save(carry.minima + r * 16, minimum);
+  return gain[0];
+}
+
+template <class Weights>
+ANYBIT_INLINE float soften(const Carry& carry, size_t r, Slots seen, float softcap, float* scores, float& peak) {
+  if (seen.end - seen.begin == kPageTokens) return soften_slots<Weights, true>(carry, r, seen, softcap, scores, peak);
+  if (!seen.empty()) return soften_slots<Weights, false>(carry, r, seen, softcap, scores, peak);
+  std::memset(scores, 0, kPageTokens * sizeof(float));
+  return 1.0f;
+}
+
+}  // namespace
+}  // namespace anybit::ANYBIT_TARGET
