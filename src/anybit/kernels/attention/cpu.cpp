@@ -93,7 +93,7 @@ void attend_split(const KvShape& shape, const Scoring& scoring, const Block& blo
     page_of(rows, scoring, page, page + 1 < pages.end ? page + 1 : page, states);
   for (size_t r = 0; r < rows.count; ++r) {
     float* state = states + r * stride;
-    rows.carry.leave(r, state[0], state + kStateHead, shape.head_dim, state);
+    rows.carry.leave<FloatWeights>(r, state[0], state + kStateHead, shape.head_dim, state);
   }
 }
 

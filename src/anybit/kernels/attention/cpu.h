@@ -69,7 +69,7 @@ constexpr size_t kBlockRows = 48;  // where there are no tiles: a multiple of ev
 // What attend_split wants as scratch for one block, 64-byte aligned.
 ANYBIT_INLINE size_t attention_scratch(const KvShape& shape, size_t rows) {
   const size_t padded = (rows + 31) / 32 * 32, dim = (shape.head_dim + 31) / 32 * 32;
-  return padded * (2 * dim + 128) + (dim + 68) * kPageTokens;
+  return padded * (2 * dim + 128) + (dim + 4) * kPageTokens;
 }
 
 struct AttentionTable {

@@ -65,10 +65,11 @@ struct Carry {
   }
 
   // Largest score, sum of weights and weighted values of row r, done with its pages.
-  void leave(size_t r, float peak, const float* values, size_t dim, float* state) const {
+  template <class Weights>
+  ANYBIT_INLINE void leave(size_t r, float peak, const float* values, size_t dim, float* state) const {
     state[0] = peak;
-    state[1] = total(load(lanes + r * 16));
-    const float minimum = total(load(minima + r * 16));
+    state[1] = Weights::sum(load(lanes + r * 16));
+    const float minimum = Weights::sum(load(minima + r * 16));
     for (size_t d = 0; d < dim; d += kVec) save(state + kStateHead + d, load(values + d) + minimum);
   }
 };
@@ -93,7 +94,9 @@ ANYBIT_INLINE Vec cap(Vec x, float softcap) {
 
 // How weights are made and kept: as floats in place of the scores; tiles_amx.h has another way.
 struct FloatWeights {
+  static constexpr float kSlack = 0.0f;
   ANYBIT_INLINE static Vec power(Vec x, float peak) { return exponential(x - peak); }
+  ANYBIT_INLINE static float sum(Vec x) { return total(x); }
   ANYBIT_INLINE static void put(float* scores, size_t t, Vec weight) { save(scores + t, weight); }
 };
 
@@ -112,10 +115,13 @@ ANYBIT_INLINE float soften_slots(const Carry& carry, size_t r, Slots seen, float
     if (!kWhole) x[v] = (slot >= static_cast<int>(seen.begin)) & (slot < static_cast<int>(seen.end)) ? x[v] : all(kNothing);
     top = larger(x[v], top);
   }
-  const float before = peak;
-  peak = largest(top);
-  const Vec gain = peak == before ? all(1.0f) : exponential(all(before - peak));
-  Vec sum = load(carry.lanes + r * 16) * gain, minimum = load(carry.minima + r * 16) * gain;
+  const float before = peak, highest = largest(top);
+  Vec sum = load(carry.lanes + r * 16), minimum = load(carry.minima + r * 16), gain = all(1.0f);
+  if (highest > before + Weights::kSlack) {
+    peak = highest;
+    gain = exponential(all(before - peak));
+    sum *= gain, minimum *= gain;
+  }
 #pragma GCC unroll 16
   for (size_t v = 0; v < kVecs; ++v) {
     const Vec p = Weights::power(x[v], peak);

@@ -10,7 +10,6 @@ namespace anybit::ANYBIT_TARGET {
 namespace {
 
 using Half16 = std::uint16_t;
-constexpr size_t kStrip = 32;             // rows that go through both products together
 constexpr size_t kTile = 16, kStep = 32;  // rows and columns of sums; terms of one product
 constexpr size_t kTileHalves = 512;
 
@@ -96,17 +95,21 @@ ANYBIT_INLINE void multiply(const Half16* a, size_t a_stride, const Half16* b, s
 
 // Weights as bfloat16, in the first half of their scores' place.
 struct HalfWeights {
-  // exp(x - peak) within 5e-6 of it, for x <= peak; 2^fraction by a polynomial that is 1 at 0.
+  // Scores may be above `peak` by this: weights of up to 256 are as good, and earlier pages need not be scaled all the time.
+  static constexpr float kSlack = 5.5f;
+
+  // exp(x - peak) within 5e-6 of it, exactly 0 below -88; 2^fraction by a polynomial that is 1 at 0.
   ANYBIT_INLINE static Vec power(Vec x, float peak) {
     constexpr float kLog2e = 1.44269504f;
-    const Vec y = larger(fused(x, all(kLog2e), all(-peak * kLog2e)), all(-1000.0f));  // 2^-1000 is 0
-    const Vec n = _mm512_roundscale_ps((__m512)y, 0), r = y - n;
+    const Vec y = larger(fused(x, all(kLog2e), all(-peak * kLog2e)), all(-127.0f)), magic = all(0x1.8p23f);
+    const Vec shifted = y + magic, r = y - (shifted - magic);
     Vec p = fused(r, all(0x1.3a02c4p-7f), all(0x1.c9fc4ap-5f));
     p = fused(p, r, all(0x1.ec0378p-3f));
     p = fused(p, r, all(0x1.62e12cp-1f));
     p = fused(p, r, all(1.0f));
-    return _mm512_scalef_ps((__m512)p, (__m512)n);
+    return (Vec)((Ints)p + ((Ints)shifted << 23));
   }
+  ANYBIT_INLINE static float sum(Vec x) { return _mm512_reduce_add_ps((__m512)x); }
   ANYBIT_INLINE static void put(float* scores, size_t t, Vec weight) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<Half16*>(scores) + t), (__m256i)_mm512_cvtneps_pbh((__m512)weight));
   }
@@ -122,9 +125,9 @@ struct TileRows {
   Half16 *q, *key_tiles, *value_tiles;
 
   TileRows(const KvShape& s, const Block& b, Scratch scratch)
-      : shape(s), block(b), group(s.group()), count(b.count * group), padded((count + kStrip - 1) / kStrip * kStrip),
+      : shape(s), block(b), group(s.group()), count(b.count * group), padded((count + 2 * kTile - 1) / (2 * kTile) * 2 * kTile),
         dim((s.head_dim + kStep - 1) / kStep * kStep), carry(scratch, padded), peaks(scratch.take(padded)),
-        values(scratch.take(padded * dim)), scores(scratch.take(2 * kStrip * kPageTokens)) {
+        values(scratch.take(padded * dim)), scores(scratch.take(padded * kPageTokens)) {
     q = halves(scratch, padded * dim), key_tiles = halves(scratch, kPageTokens * dim), value_tiles = halves(scratch, kPageTokens * dim);
     std::memset(values, 0, padded * dim * sizeof(float));
     std::memset(q, 0, padded * dim * sizeof(Half16));
@@ -141,7 +144,7 @@ struct TileRows {
       _mm256_store_si256(reinterpret_cast<__m256i*>(q + r * dim + d), rounded);
       sum += (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
     }
-    carry.sums[r] = total(sum);
+    carry.sums[r] = _mm512_reduce_add_ps((__m512)sum);
   }
 };
 
@@ -159,46 +162,6 @@ ANYBIT_INLINE void load_centred_scales(const TileRows& rows, const std::uint8_t*
     }
 }
 
-// Up to 32 rows on their way through a page; neighbours have their scores in different places.
-struct Strip {
-  const TileRows* rows;
-  size_t page, begin, end;
-  float* scores;
-  bool seen;
-  static constexpr size_t kScoreBytes = kPageTokens * sizeof(float);
-
-  Strip(const TileRows& r, size_t p, size_t first)
-      : rows(&r), page(p), begin(first), end(least(first + kStrip, r.count)),
-        scores(r.scores + first / kStrip % 2 * kStrip * kPageTokens),
-        seen(!done() && !visible_to_any(r.block, begin / r.group, (end - 1) / r.group + 1, page).empty()) {}
-
-  bool done() const { return begin >= end; }
-
-  void score() const {
-    if (!seen) return;
-    const size_t dim = rows->dim;
-    multiply(rows->q + begin * dim, dim * sizeof(Half16), rows->key_tiles, dim / kStep, kPageTokens / (2 * kTile), false, scores,
-             kScoreBytes);
-  }
-
-  void soften(float softcap) const {
-    const size_t dim = rows->dim;
-    for (size_t r = begin; seen && r < end; ++r) {
-      const Slots own = visible(rows->block.queries[r / rows->group], page);
-      const float gain = ANYBIT_TARGET::soften<HalfWeights>(rows->carry, r, own, softcap, scores + (r - begin) * kPageTokens, rows->peaks[r]);
-      if (gain == 1.0f) continue;
-      float* value = rows->values + r * dim;
-      for (size_t d = 0; d < dim; d += kVec) save(value + d, load(value + d) * gain);
-    }
-  }
-
-  void weigh() const {
-    if (!seen) return;
-    multiply(reinterpret_cast<const Half16*>(scores), kScoreBytes, rows->value_tiles, kPageTokens / kStep, rows->dim / (2 * kTile),
-             true, rows->values + begin * rows->dim, rows->dim * sizeof(float));
-  }
-};
-
 template <class Codes>
 void attend_page_in_tiles(const TileRows& rows, const Scoring& scoring, size_t page) {
   const Block& block = rows.block;
@@ -210,15 +173,22 @@ void attend_page_in_tiles(const TileRows& rows, const Scoring& scoring, size_t p
   load_centred_scales<Codes>(rows, values + shape.code_bytes(), seen, scoring.scaling);
   pack<Codes>(keys, shape.head_dim, kPageTokens, {0, shape.head_dim}, rows.key_tiles);
   pack<Codes>(values, kPageTokens, shape.head_dim, seen, rows.value_tiles);
-  Strip strip(rows, page, 0);
-  for (Strip next = strip; !strip.done(); strip = next) {
-    // The next strip's scores between this one's weights and their use: a tile that was just written would be waited for.
-    if (strip.begin == 0) strip.score();
-    strip.soften(scoring.softcap);
-    next = Strip(rows, page, strip.end);
-    if (!next.done()) next.score();
-    strip.weigh();
+  // All rows take one step before any takes the next: a tile that was just written would be waited for.
+  constexpr size_t kScoreBytes = kPageTokens * sizeof(float);
+  const size_t dim = rows.dim;
+  for (size_t r = 0; r < rows.count; r += 2 * kTile)
+    multiply(rows.q + r * dim, dim * sizeof(Half16), rows.key_tiles, dim / kStep, kPageTokens / (2 * kTile), false,
+             rows.scores + r * kPageTokens, kScoreBytes);
+  for (size_t r = 0; r < rows.count; ++r) {
+    const Slots own = visible(block.queries[r / rows.group], page);
+    const float gain = soften<HalfWeights>(rows.carry, r, own, scoring.softcap, rows.scores + r * kPageTokens, rows.peaks[r]);
+    if (gain == 1.0f) continue;
+    float* value = rows.values + r * dim;
+    for (size_t d = 0; d < dim; d += kVec) save(value + d, load(value + d) * gain);
   }
+  for (size_t r = 0; r < rows.count; r += 2 * kTile)
+    multiply(reinterpret_cast<const Half16*>(rows.scores + r * kPageTokens), kScoreBytes, rows.value_tiles, kPageTokens / kStep,
+             dim / (2 * kTile), true, rows.values + r * dim, dim * sizeof(float));
 }
 
 void attend_split_in_tiles(const KvShape& shape, const Scoring& scoring, const Block& block, size_t split, float* states,
@@ -231,7 +201,7 @@ void attend_split_in_tiles(const KvShape& shape, const Scoring& scoring, const B
   const Pages pages(block, split);
   for (size_t page = pages.begin; page < pages.end; ++page) attend_page(rows, scoring, page);
   for (size_t r = 0; r < rows.count; ++r)
-    rows.carry.leave(r, rows.peaks[r], rows.values + r * rows.dim, shape.head_dim, states + r * state_floats(shape));
+    rows.carry.leave<HalfWeights>(r, rows.peaks[r], rows.values + r * rows.dim, shape.head_dim, states + r * state_floats(shape));
 }
 
 }  // namespace

@@ -180,13 +180,7 @@ void run_width(const TiledWeight& w, const HalfActivations& x, float* y, size_t 
     decode_strip<B>(w, block, strip);
     const bool two = block + 1 < last;
     if (two) decode_strip<B>(w, block + 1, strip + bytes);
-    if (two || (block + 1) * kTile >= w.rows) {
-      multiply_tokens(strip, two ? bytes : 0, w, x, y, y_stride, block);
-    } else {  // the block after is another thread's: its rows are computed again and thrown away
-      TiledWeight cut = w;
-      cut.rows = (block + 1) * kTile;
-      multiply_tokens(strip, 0, cut, x, y, y_stride, block);
-    }
+    multiply_tokens(strip, two ? bytes : 0, w, x, y, y_stride, block);
   }
   _tile_release();
 }

@@ -12,7 +12,8 @@ struct HalfActivations {
 };
 
 struct LinearBf16TilesTable {
-  // Null where there is no matrix unit: callers ask linear_w_bf16_runs() first.
+  // Null where there is no matrix unit: callers ask linear_w_bf16_runs() first. Row blocks [first, last) go in pairs: `first` is
+  // even, and so is `last` unless it is the end.
   void (*run_blocks)(const TiledWeight& w, const HalfActivations& x, float* y, size_t y_stride, size_t first, size_t last);
   // Row t of `out` from x [columns], rounded to nearest even; the padding is written too.
   void (*round_row)(const float* x, const HalfActivations& out, size_t t);
