@@ -33,7 +33,11 @@ def filled(shape: KvShape, tokens: int, seed: int = 0, fill: int = 0xFF, table: 
     cache = PagedCache(shape, empty(shape, max(table) + 1, fill), [table])
     keys, values = random(2, tokens, shape.kv_heads, shape.head_dim, seed=seed)
     keys[:, :, 0] += 4.0  # a loud channel, as real keys have
-    op.write(cache, [Look(0, 0, t) for t in range(tokens)], keys, values + 0.5, impl="native")
+    keys, values = (
+        keys.bfloat16(),
+        (values + 0.5).bfloat16(),
+    )  # 16 bits keep them whole, also on their way to a matrix unit
+    op.write(cache, [Look(0, 0, t) for t in range(tokens)], keys, values, impl="native")
     return cache
 
 
@@ -68,6 +72,30 @@ def test_equals_softmax_in_float64(isa, heads, bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_prompts_round_their_weights_to_bfloat16(isa, heads, bits):
+    """Queries are whole in bfloat16 here, so what is left are weights, off by 2^-8 of themselves, times a value's distance from
+    the middle code: at most half a range (all of it at 16 bits). The exponential is within 5e-6 instead of 4e-7."""
+    shape = KvShape(*heads, bits)
+    cache, scaling = filled(shape, 1100), heads[2] ** -0.5
+    looks = [Look(0, max(0, t - window + 1), t) for t in EDGES for window in (70, 1100)]
+    _, values = reference.read_table(cache.pages, cache.tables[0], shape)
+    values = values[:1100]
+    spread = (
+        values.abs().max() if bits == 16 else (values.amax(-1) - values.amin(-1)).max() * (0.52 if bits == 8 else 0.6)
+    )
+    for loud, softcap in ((0.3, 0.0), (3.0, 0.0), (1.0, 5.0)):
+        q = queries(shape, len(looks), loud).bfloat16().float()
+        plain = op.attend(cache, looks, q, scaling, softcap, impl="native")
+        got = op.attend(cache, looks, q, scaling, softcap, impl="native", prompt=True)
+        if isa != "amx":
+            assert torch.equal(got, plain)
+            continue
+        want = op.attend(cache, looks, q, scaling, softcap, impl="reference")
+        assert (got - want).abs().max() <= 2.0**-8 * spread + bound(cache, q, scaling, 1100) + 3e-5 * values.abs().max()
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_windows_and_softcap(isa, bits):
     shape = KvShape(6, 2, 32, bits)
     cache = filled(shape, 1300)
@@ -88,23 +116,27 @@ def test_windows_and_softcap(isa, bits):
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("heads", [(9, 3, 64), (8, 1, 80), (2, 2, 16)])
-def test_neither_neighbours_nor_threads_change_a_bit(isa, heads, bits):
+@pytest.mark.parametrize("prompt", [False, True])
+def test_neither_neighbours_nor_threads_change_a_bit(isa, heads, bits, prompt):
+    if prompt and isa != "amx":
+        pytest.skip("the same code as without")
     shape = KvShape(*heads, bits)
     tokens = 1100
     cache = filled(shape, tokens)
     q = queries(shape, tokens)
     for window in (tokens, 70):
         looks = [Look(0, max(0, t - window + 1), t) for t in range(tokens)]
-        whole = op.attend(cache, looks, q, 0.2)
+        whole = op.attend(cache, looks, q, 0.2, prompt=prompt)
         for threads in (1, 2, 3):
             set_threads(threads)
             for step in (tokens, 333, 7):
                 ends = range(0, tokens, step) if step > 7 else (0, 56, 1015, 1022)
                 for begin in ends:
                     some = slice(begin, begin + step)
-                    assert torch.equal(op.attend(cache, looks[some], q[some], 0.2), whole[some]), (threads, step, begin)
+                    part = op.attend(cache, looks[some], q[some], 0.2, prompt=prompt)
+                    assert torch.equal(part, whole[some]), (threads, step, begin)
             for t in EDGES:
-                one = op.attend(cache, [looks[t]], q[t : t + 1], 0.2)
+                one = op.attend(cache, [looks[t]], q[t : t + 1], 0.2, prompt=prompt)
                 assert torch.equal(one[0], whole[t]), (threads, t)
 
 
@@ -151,9 +183,11 @@ def test_unused_slots_do_not_matter(isa, bits):
     for tokens in (1, 31, 32, 33, 63, 65, 100):
         looks = [Look(0, max(0, t - 40), t) for t in range(tokens)]
         q = queries(shape, tokens)
-        results = [op.attend(filled(shape, tokens, fill=fill), looks, q, 0.1) for fill in (0xFF, 0x00, 0x7C)]
-        assert results[0].isfinite().all()
-        assert all(torch.equal(results[0], other) for other in results[1:]), tokens
+        for prompt in (False, True):
+            caches = [filled(shape, tokens, fill=fill) for fill in (0xFF, 0x00, 0x7C)]
+            results = [op.attend(cache, looks, q, 0.1, prompt=prompt) for cache in caches]
+            assert results[0].isfinite().all()
+            assert all(torch.equal(results[0], other) for other in results[1:]), tokens
     # A window's page may hold slots that were never written below it, too.
     cache = PagedCache(shape, empty(shape, 2), [[0, 1]])
     keys, values = random(2, 20, 3, 64)
