@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.cpp native/*.h src/a
 # One torch thread in each of pytest's two workers, whatever the machine has.
 TEST_ENV := OMP_NUM_THREADS=1 ANYBIT_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: demo test check format bench rivals wheel sanitize clean
+.PHONY: demo test check format bench gpu rivals wheel sanitize clean
 
 demo: $(VENV)/.built
 	$(BIN)/anybit demo --out $(OUT) --overwrite
@@ -31,6 +31,11 @@ format: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/linear_w_a16.py
+
+# On a machine with an NVIDIA GPU and a CUDA build of torch in the environment: the kernels' tests there, then GB/s beside cuBLAS.
+gpu: $(VENV)/.built
+	$(BIN)/python -m pytest -q tests/kernels/test_linear_w_a16_triton.py tests/kernels/test_triton_compiles.py
+	$(BIN)/python benchmarks/gpu_linear.py $(if $(JSON),--json $(JSON))
 
 # The engines `anybit bench` compares with, in environments of their own under ~/.cache/anybit/rivals (or $$ANYBIT_RIVALS).
 rivals: $(VENV)/.built

@@ -11,10 +11,11 @@ from anybit.formats.codebook import Codebook
 from anybit.formats.decoder import Decoder
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.floating import Floating, FloatType
+from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.planes import pack
 from anybit.formats.terms import CodeTerm, ColumnsTerm, LowRankTerm, Term
 
-KINDS = ("affine", "affine-symmetric", "bipolar", "codebook", "binary_coded", "dual_grained", "float")
+KINDS = ("affine", "affine-symmetric", "bipolar", "codebook", "binary_coded", "dual_grained", "float", "nested_affine")
 
 
 def decoder(kind: str, rows: int, columns: int, bits: int = 3, group: int = 16) -> Decoder:
@@ -33,6 +34,10 @@ def decoder(kind: str, rows: int, columns: int, bits: int = 3, group: int = 16) 
         whole = torch.randint(1, 9, (rows, g), dtype=torch.uint8)
         zero = torch.randint(0, 2**bits, (rows, g), dtype=torch.uint8)
         return DualGrained(bits, group, scales[:, :1, 0].contiguous(), whole, zero)
+    if kind == "nested_affine":
+        zeros = {width: torch.randint(0, 2**bits, (rows, g), dtype=torch.uint8) for width in (2, bits)}
+        ratios = {width: torch.randint(90, 160, (rows, g), dtype=torch.uint8) for width in zeros if width < bits}
+        return NestedAffine(bits, group, tuple(range(2, bits + 1)), scales[:, :, 0].contiguous(), zeros, ratios)
     return Floating.fit(weight, FloatType(2, bits - 3), group)
 
 

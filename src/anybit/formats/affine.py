@@ -63,6 +63,11 @@ class Affine:
             return scale, float(2 ** (self.bits - 1))
         return scale, per_column(self.zero.float(), columns, self.group_size)
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """The stored width alone."""
+        return (self.bits,)
+
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]."""
         full_precision_only(self.kind, self.bits, bits)

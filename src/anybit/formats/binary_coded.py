@@ -31,6 +31,11 @@ class BinaryCoded:
     alphas: dict[int, Tensor]
     offsets: dict[int, Tensor] | None = None
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Those with scales of their own."""
+        return tuple(sorted(self.alphas))
+
     def levels(self, bits: int) -> Tensor:
         """Every value a code can take, float32 [N, G, 2^bits], by code."""
         codes = torch.arange(2**bits)

@@ -34,6 +34,11 @@ class Bipolar:
         """The grid whose outermost levels are +-max|values| of each group of values float32 [N, K]."""
         return cls(bits, group_size, to_scale(group_reach(values, group_size) / (2**bits - 1)))
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """The stored width alone."""
+        return (self.bits,)
+
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]."""
         full_precision_only(self.kind, self.bits, bits)

@@ -27,6 +27,11 @@ class Codebook:
     bits: int
     tables: dict[int, Tensor]
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Those with a table of their own."""
+        return tuple(sorted(self.tables))
+
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] of the parent width to float32 [N, K] at precision `bits` (default: all).
 

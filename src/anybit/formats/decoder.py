@@ -27,6 +27,11 @@ class Decoder(Protocol):
         """Width of the stored codes, 1..8."""
         ...
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Widths `decode` can read, ascending; the last is `bits`. One for every form that is not nested."""
+        ...
+
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]. `bits` < stored width reads a nested precision, where there is one."""
         ...

@@ -48,6 +48,11 @@ class DualGrained:
             raise FormatError(f"dual-grained codes reach {int(product.min())}..{int(product.max())}, outside int8")
         return product.to(torch.int8)
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """The stored width alone."""
+        return (self.bits,)
+
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]."""
         full_precision_only(self.kind, self.bits, bits)

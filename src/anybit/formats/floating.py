@@ -118,6 +118,11 @@ class Floating:
         """The scale that maps max|values| of each group of values float32 [N, K] to the type's largest number."""
         return cls(type, group_size, to_scale(group_reach(values, group_size) / type.largest))
 
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """The stored width alone."""
+        return (self.bits,)
+
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] to float32 [N, K]."""
         full_precision_only(self.kind, self.bits, bits)
