@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anybit.checkpoint.layout import INDEX
+from anybit.formats.affine import Affine
 from anybit.formats.decoder import groups
 from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.terms import CodeTerm, save_terms
@@ -23,7 +24,7 @@ def nested(rows: int, columns: int, group: int, bits: int = 8, seed: int = 0) ->
     """Random codes over the full range and a grid of every readable width, tabled at some of them."""
     draw = torch.Generator().manual_seed(seed * 31 + bits * 131 + rows * 7919 + columns)
     shape = (rows, groups(columns, group))
-    widths = tuple(width for width in WIDTHS if width < bits) + (bits,)
+    widths = (*(width for width in WIDTHS if width < bits), bits)
     tables = [width for width in widths if width not in (3, 6) or width == bits]
     zeros = {t: torch.randint(0, 2**bits, shape, dtype=torch.uint8, generator=draw) for t in tables}
     ratios = {t: torch.randint(100, 160, shape, dtype=torch.uint8, generator=draw) for t in tables if t < bits}
@@ -36,8 +37,6 @@ def nested(rows: int, columns: int, group: int, bits: int = 8, seed: int = 0) ->
 def fitted(values: Tensor, group: int) -> CodeTerm:
     """A weight float32 [N, K] on a nested grid: 8-bit min-max codes, zeros of narrower widths moved a little at random so that
     using the wrong table shows."""
-    from anybit.formats.affine import Affine
-
     grid = Affine.fit(values, 8, group)
     assert grid.zero is not None
     zeros, ratios = {8: grid.zero}, {}
