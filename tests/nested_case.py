@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from anybit.checkpoint.canary import CANARY, write_canary
 from anybit.checkpoint.layout import INDEX
 from anybit.formats.affine import Affine
 from anybit.formats.decoder import groups
@@ -50,7 +52,7 @@ def fitted(values: Tensor, group: int) -> CodeTerm:
 
 def nest(checkpoint: Path, group: int = 32, but: Sequence[str] = (), only: Sequence[int] = WIDTHS) -> Path:
     """Rewrite a quantized checkpoint with nested weights in place of all its affine ones except those named like `but`; the
-    ledger's hashes follow. `only` are the widths its form offers."""
+    ledger's hashes and the canary follow. `only` are the widths its form offers."""
     torch.manual_seed(0)
     config, index = (json.loads((checkpoint / name).read_text()) for name in ("config.json", INDEX))
     ledger = json.loads((checkpoint / "ledger.json").read_text())
@@ -75,6 +77,10 @@ def nest(checkpoint: Path, group: int = 32, but: Sequence[str] = (), only: Seque
         save_file(tensors, checkpoint / file, metadata={"format": "pt"})
     for name, data in (("config.json", config), (INDEX, index), ("ledger.json", ledger)):
         (checkpoint / name).write_text(json.dumps(data))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).eval()
+    ids = torch.arange(5, 21)
+    with torch.no_grad():
+        write_canary(checkpoint / CANARY, ids, model(input_ids=ids[None]).logits[0, -1])
     return checkpoint
 
 

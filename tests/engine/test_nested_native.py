@@ -46,7 +46,7 @@ def text(tokens, seed=0):
 
 
 def opened(directory, **options):
-    return NativeModel.open(directory, verify=False, max_tokens=256, **options)
+    return NativeModel.open(directory, max_tokens=256, **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
@@ -130,7 +130,7 @@ def test_a_constant_schedule_is_the_checkpoint_that_stores_nothing_else(bits, ch
         return form, {**noise, **kept, "weight": weight}
 
     directory = checkpoint("llama", ("embed",))  # rows of the embedding are always read at full width
-    whole, alone = opened(directory), opened(rewritten(directory, tmp_path / "only", only))
+    whole, alone = opened(directory), opened(rewritten(directory, tmp_path / "only", only), verify=False)
     whole.precision.bits = alone.precision.bits = bits
     assert greedy(whole, text(20), 30) == greedy(alone, text(20), 30)
     assert torch.equal(whole.logits(text(50)), alone.logits(text(50)))
@@ -145,7 +145,7 @@ def test_full_width_is_the_affine_checkpoint(checkpoint, tmp_path):
         kept = {"weight": tensors["weight"], "scale": tensors["scale"], "zero": tensors["zero8"]}
         return {**form, "terms": [{**part, "symmetric": False}]}, kept
 
-    model, plain = opened(checkpoint()), opened(rewritten(checkpoint(), tmp_path / "plain", affine))
+    model, plain = opened(checkpoint()), opened(rewritten(checkpoint(), tmp_path / "plain", affine), verify=False)
     assert torch.equal(model.logits(text(50)), plain.logits(text(50)))
     assert torch.equal(model.prefill(text(50), 1), plain.prefill(text(50), 1))
     assert plain.precision.available == (8,)
