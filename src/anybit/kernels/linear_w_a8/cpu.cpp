@@ -143,7 +143,7 @@ ANYBIT_INLINE void multiply(const Source& source, const TiledWeight& w, const Ac
     if constexpr (Source::kStreams) {
       const size_t at = block * w.groups + g;
       __builtin_prefetch(reinterpret_cast<const std::uint8_t*>(w.scale + at * TiledWeight::kRows) + kScaleAhead);
-      __builtin_prefetch(w.zero + at * w.zero_bytes + kZeroAhead);
+      if (w.zero) __builtin_prefetch(w.zero + at * w.zero_bytes + kZeroAhead);
     }
     finish_group(sum, total, w, x, out, block, token, g);
   }
