@@ -52,6 +52,22 @@ void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
   }
 }
 
+// Planes of the strip that is expanded after this one, asked for while this one is multiplied: otherwise the tiles stand still
+// while memory is read. Of `turns` passes over the strip, pass `turn` asks for its share of the planes.
+struct Ahead {
+  const std::uint8_t* lines[8];
+  size_t count = 0;
+
+  Ahead(const TiledWeight& w, size_t block, size_t turn, size_t turns) {
+    if (block >= w.row_blocks()) return;
+    const std::uint8_t* at = w.planes + block * w.chunks() * TiledWeight::kBytes;
+    for (size_t plane = turn; plane < w.bits; plane += turns) lines[count++] = at + plane * w.plane_bytes();
+  }
+  ANYBIT_INLINE void ask(size_t column) const {
+    for (size_t i = 0; i < count; ++i) __builtin_prefetch(lines[i] + column / TiledWeight::kColumns * TiledWeight::kBytes, 0, 2);
+  }
+};
+
 #define ANYBIT_PRODUCT(sum, a, b, x_at, k)              \
   do {                                                  \
     _tile_loadd(a, (x_at) + (k), x.stride);             \
@@ -127,7 +143,7 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
 // One group a row: up to 64 tokens (`count` blocks of 16), every tile of codes loaded once for all of them.
 template <bool kCentred>
 void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t token,
-              size_t count) {
+              size_t count, const Ahead& ahead) {
   const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), apart = 16 * x.stride;
   const std::int8_t* xs = x.codes + token * x.stride;
   alignas(64) std::int32_t sums[4][256];
@@ -137,6 +153,7 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
   _tile_zero(3);
   for (size_t k = 0; k < w.columns; k += 64) {
     ANYBIT_PRODUCT(0, 4, 6, xs, k);
+    ahead.ask(k), ahead.ask(k + 32);
     // The codes stay in tile 6 for the others.
 #define ANYBIT_REUSE(i, a)                            \
   if (count > i) {                                    \
@@ -171,7 +188,7 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
 // Tokens [begin, end), whole blocks of 16.
 template <bool kCentred>
 ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out,
-                                    size_t block, size_t begin, size_t end) {
+                                    size_t block, size_t begin, size_t end, const Ahead& ahead) {
   if (w.groups > 1) {
     const bool one = w.group_size <= tile_columns(w);
     const auto run = out.sums ? tile_groups<false, false, true>
@@ -181,7 +198,7 @@ ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight
     return;
   }
   for (; begin < end; begin += 4 * kTileTokens)
-    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens));
+    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens), ahead);
 }
 
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
@@ -208,8 +225,9 @@ size_t multiply_tiles(const TiledWeight& w, const Activations& x, const Output& 
       for (size_t block = first; block < stop; ++block) {
         const std::uint8_t* at = strip + (block - first) * bytes;
         const size_t until = least(token + step, whole);
-        centred ? multiply_centred<true>(at, w, x, out, block, token, until)
-                : multiply_centred<false>(at, w, x, out, block, token, until);
+        const Ahead ahead(w, block + strips, (token - begin) / step, (whole - begin + step - 1) / step);
+        centred ? multiply_centred<true>(at, w, x, out, block, token, until, ahead)
+                : multiply_centred<false>(at, w, x, out, block, token, until, ahead);
       }
   }
   return whole;
