@@ -81,7 +81,7 @@ struct Grid {
     zero = fma(w.zero_bytes == 8 ? load_nibbles(zeros) : load_bytes(zeros), splat(w.zero_mul), zero);
   }
   ANYBIT_INLINE Reals add_to(Reals total, Ints sum, float x_scale, float x_sum) const {
-    return fma(mul(scale, splat(x_scale)), fma(zero, splat(-x_sum), to_reals(sum)), total);
+    return fma(mul(scale, splat(x_scale)), subtract(to_reals(sum), zero, splat(x_sum)), total);
   }
 };
 

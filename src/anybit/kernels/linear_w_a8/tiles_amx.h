@@ -91,7 +91,7 @@ struct Ahead {
 // that shares its low 12 address bits with a store still waiting for its product waits as well: hence the distance.
 template <bool kCentred, bool kOneProduct, bool kSums>
 void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block,
-                 size_t token) {
+                 size_t token, const Ahead& ahead) {
   const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), groups = w.groups;
   const std::int8_t* xs = x.codes + token * x.stride;
   [[maybe_unused]] const size_t step = tile_columns(w);
@@ -112,17 +112,28 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
 #pragma GCC unroll 16
     for (size_t t = 0; t < 16; ++t) {
       Reals real = _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * t));
-      if constexpr (!kCentred) real = fma(grid.zero, splat(-x_sum[t * groups]), real);
+      if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x_sum[t * groups]));
       total[t] = fma(mul(grid.scale, splat(x_scale[t * groups])), real, total[t]);
     }
     ++table, ++x_scale, ++x_sum;
   };
+  const std::uint8_t* next = ahead.count ? ahead.lines[0] : strip;
+  const auto ask = [&]() __attribute__((always_inline)) {
+    size_t k = 0;
+    do {
+      __builtin_prefetch(next, 0, 2);
+      next += TiledWeight::kBytes, k += TiledWeight::kColumns;
+    } while (k < w.group_size);
+  };
+  if constexpr (!kSums)
+    for (size_t t = 0; t < 16; ++t) __builtin_prefetch(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, 1);
   ANYBIT_GROUP(0, 4, 6);
   if (groups > 1) ANYBIT_GROUP(1, 5, 7);
   if (groups > 2) ANYBIT_GROUP(2, 4, 6);
 #define ANYBIT_STEP(now, next, a, b)              \
   if (g + 3 < groups) ANYBIT_GROUP(next, a, b);   \
   _tile_stored(now, sums[now % 2], 64);           \
+  ask();                                          \
   if (g > 0) leave(sums[(now + 1) % 2], g - 1);   \
   if (++g == groups) break;
   size_t g = 0;
@@ -154,6 +165,7 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
   for (size_t k = 0; k < w.columns; k += 64) {
     ANYBIT_PRODUCT(0, 4, 6, xs, k);
     ahead.ask(k), ahead.ask(k + 32);
+    if (out.y && k / 64 < 16 * count) __builtin_prefetch(out.y + (token + k / 64) * out.y_stride + block * TiledWeight::kRows, 1);
     // The codes stay in tile 6 for the others.
 #define ANYBIT_REUSE(i, a)                            \
   if (count > i) {                                    \
@@ -178,7 +190,7 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
       continue;
     }
     Reals real = to_reals(sum);
-    if constexpr (!kCentred) real = fma(grid.zero, splat(-x.sums[token + t]), real);
+    if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x.sums[token + t]));
     const Reals total = fma(mul(grid.scale, splat(x.scale[token + t])), real, splat(0.0f));
     store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total, lanes);
   }
@@ -194,7 +206,7 @@ ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight
     const auto run = out.sums ? tile_groups<false, false, true>
                      : one    ? tile_groups<kCentred, true, false>
                               : tile_groups<kCentred, false, false>;
-    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin);
+    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin, ahead);
     return;
   }
   for (; begin < end; begin += 4 * kTileTokens)

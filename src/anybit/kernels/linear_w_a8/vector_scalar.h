@@ -85,6 +85,10 @@ ANYBIT_INLINE Reals fma(const Reals& a, const Reals& b, Reals c) {
   for (size_t r = 0; r < 16; ++r) c.v[r] = __builtin_fmaf(a.v[r], b.v[r], c.v[r]);
   return c;
 }
+ANYBIT_INLINE Reals subtract(Reals c, const Reals& a, const Reals& b) {
+  for (size_t r = 0; r < 16; ++r) c.v[r] = __builtin_fmaf(-a.v[r], b.v[r], c.v[r]);
+  return c;
+}
 ANYBIT_INLINE void store(float* y, const Reals& a, size_t lanes) { std::memcpy(y, a.v, lanes * sizeof(float)); }
 ANYBIT_INLINE void store(std::int32_t* y, const Ints& a, size_t lanes) { std::memcpy(y, a.v, lanes * sizeof(std::int32_t)); }
 
