@@ -4,6 +4,7 @@
 //   expand<P>(lines, out)      8 Codes out of one line of each plane; P is 2, 4 or 8 lines, most significant first
 //   Ints, Reals                16 lanes, one a row
 //   dot<P>(sum, codes, x)      sum[r] += sum_c codes[4 r + c] * x[c], exact
+//   subtract(c, a, b)          c - a * b, one rounding
 #pragma once
 
 #include <cstring>
