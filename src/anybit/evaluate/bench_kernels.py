@@ -85,7 +85,7 @@ def our_calls(shape: Shape, tokens: int, bits: int, group: int = GROUP) -> tuple
 
     Integers times integers (`linear_w_a8`), the activations quantized beforehand: in a model that is part of the norm
     before them. The native function is called with addresses, as the native decoder calls it: taking them from tensors
-    is 2 to 4 % of a call. The one place to change when another kernel is to be timed. Checked against decoded weights
+    is 4 to 5 % of a call. The one place to change when another kernel is to be timed. Checked against decoded weights
     first.
     """
     rows, columns = shape
