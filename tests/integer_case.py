@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -10,6 +12,18 @@ from torch import Tensor
 from anybit.formats.decoder import groups
 from anybit.formats.planes import pack
 from anybit.kernels.linear_w_a8 import op, reference
+from anybit.kernels.native import native
+
+
+def every_machine() -> Iterator[tuple[str, int]]:
+    """Each instruction set with one and two threads, in turn; everything as before afterwards."""
+    module = native()
+    assert module, "anybit._native is not built: the native kernels would go untested"
+    before, threads = module.isa(), module.threads()
+    for isa, count in itertools.product(module.available_isas(), (1, 2)):
+        module.set_isa(isa), module.set_threads(count)
+        yield isa, count
+    module.set_isa(before), module.set_threads(threads)
 
 
 class Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,20 @@ def test_beside_a_rival(anybit: Callable[..., Any], tiny: Path, llama: Callable[
     assert set(result["checks"]) == {"loading", "engine"}
     assert result["skipped"] == {}
     assert "command" in result
+
+
+def test_beside_another_checkpoint(anybit: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny, tmp_path / "other")
+    done = anybit("bench", tiny, "--rivals", "", "--beside", other, "--json", *FEW)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert [row["rival_name"] for row in result["rows"]] == ["anybit native other"] * 2
+    assert all(row["rival"] > 0 for row in result["rows"])
+    assert set(result["checks"]) == {"loading", "engine", "loading other", "engine other"}
+    wrong = anybit("bench", tiny, "--rivals", "", "--beside", tmp_path / "none", *FEW)
+    assert wrong.code == 2
+    assert "none" in wrong.err
+    assert "--beside takes checkpoints" in anybit("bench", "64x64", "--beside", other).err
 
 
 def test_missing_and_crashing_rivals_cost_one_line_each(
@@ -190,7 +205,7 @@ def test_a_rival_that_fails_later_is_dropped(tiny: Path) -> None:
             self.closed = True
 
     rival, said = Dies(), list[str]()
-    result = bench.bench(tiny, [rival], threads=1, rounds=3, prompt=4, new=2, say=said.append)
+    result = bench.bench([tiny], [rival], threads=1, rounds=3, prompt=4, new=2, say=said.append)
     assert result["skipped"] == {"dies": "killed"}
     assert "dies: left out, killed" in said
     assert result["rows"][0]["n"] == 3

@@ -11,8 +11,8 @@ import torch
 from anybit.errors import FormatError
 from anybit.formats.planes import pack
 from anybit.kernels.linear_w_a8 import op, reference
-from anybit.kernels.native import native, set_threads
-from integer_case import Case
+from anybit.kernels.native import set_threads
+from integer_case import Case, every_machine
 
 COLUMNS = (1, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 576, 1536, 2688, 14464)
 ROWS = (1, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 576)
@@ -20,23 +20,12 @@ TOKENS = (1, 2, 3, 4, 7, 9, 16, 21, 37, 70)
 
 
 def cases(bits: int):
-    """Every K with every kind of group; N and T go round, so that all meet; the widest K gets few rows."""
+    """Every K with every kind of group; N and T go round (test_grid has all of them); the widest K gets few rows."""
     rows, tokens = itertools.cycle(ROWS), itertools.cycle(TOKENS)
     for columns in COLUMNS:
         for group in dict.fromkeys(min(g, columns) for g in (32, 64, 128, columns)):
             yield Case(bits, next(rows) if columns < 14464 else 5, columns, group, next(tokens))
     yield Case(bits, 14464, 33, 32, 3)
-
-
-def every_machine():
-    """Each instruction set with one and two threads, in turn; everything as before afterwards."""
-    module = native()
-    assert module
-    isa, threads = module.isa(), module.threads()
-    for other, count in itertools.product(module.available_isas(), (1, 2)):
-        module.set_isa(other), module.set_threads(count)
-        yield
-    module.set_isa(isa), module.set_threads(threads)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -35,6 +35,10 @@ def bench(
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Float model for the rivals; default the ledger's")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Another checkpoint to measure in the same rounds; may be repeated"),
+    ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that everybody takes")] = 7,
     prompt: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of prefill")] = 512,
     new: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of decode")] = 128,
@@ -53,6 +57,8 @@ def bench(
         from anybit.evaluate.bench_kernels import kernel_rows
 
         shapes = [(int(n), int(k)) for n, _, k in (word.partition("x") for word in subject.split(","))]
+        if beside:
+            raise InputError("--beside takes checkpoints and goes with a checkpoint, not with shapes")
         if not all(n and k for n, k in shapes):
             raise InputError(f"{subject}: a shape has two positive sizes, such as 4096x11008")
         result = kernel_rows(shapes, count, rounds=rounds, say=say)
@@ -60,7 +66,8 @@ def bench(
         from anybit.evaluate.bench import bench as measure
 
         options: dict[str, Any] = {"threads": count, "reference": reference, "rounds": rounds}
-        result = measure(check_directory(Path(subject)), wanted, **options, prompt=prompt, new=new, say=say)
+        directories = [check_directory(path) for path in (Path(subject), *(beside or []))]
+        result = measure(directories, wanted, **options, prompt=prompt, new=new, say=say)
     limits = {"peaks": result.pop("peaks"), "busy_cores": result.pop("busy_cores")}
     result = {"machine": machine() | limits, **result, "command": command(sys.argv[1:])}
     if json:

@@ -25,7 +25,7 @@ OURS, PEAKS = "ours", "peaks"
 
 
 def bench(
-    directory: Path,
+    directories: Sequence[Path],
     rivals: Sequence[Rival],
     *,
     threads: int,
@@ -38,7 +38,7 @@ def bench(
     """Measure a checkpoint; JSON-ready.
 
     Args:
-        directory: written by `anybit quantize`.
+        directories: written by `anybit quantize`; the first is measured, others are measured beside it like rivals.
         rivals: one that is missing or fails is named through `say`, and the others go on.
         threads: of everybody.
         reference: the float model that rivals convert, default the one the ledger names.
@@ -54,9 +54,8 @@ def bench(
         InputError: no such model, or no native module. PromiseError: a check failed; nothing is timed then.
     """
     require_native()
-    checks = {name: check(directory) for name, check in CHECKS}
-    for name, detail in checks.items():
-        say(f"{name}: {detail}")
+    directory = directories[0]
+    checks = check_all(directories, say)
     busy = warn_when_busy(say)
     skipped: dict[str, str] = {}
 
@@ -66,13 +65,13 @@ def bench(
 
     with ExitStack() as stack:
         theirs = start_rivals(rivals, directory, reference, threads, skip, stack) if rivals else {}
-        ours = open_ours(directory, threads)
-        stack.callback(ours.close)
+        ours, *others = [opened(path, threads, stack) for path in directories]
+        theirs |= {f"{o.label} {path.name}": o for o, path in zip(others, directories[1:], strict=True)}
         buffer = read_buffer()
         measures: dict[str, Callable[[], Any]] = {PEAKS: lambda: measure_peaks(buffer)}
         for name, contestant in {OURS: ours, **theirs}.items():
             measures[name] = partial(contestant.measure, prompt, new)
-        say(f"{rounds} rounds of {', '.join(c.label for c in (ours, *theirs.values()))}")
+        say(f"{rounds} rounds of {', '.join((ours.label, *theirs))}")
         results = take_turns(measures, rounds, skip, RivalFailed)
     peaks: list[Peaks] = results.pop(PEAKS)
     rows = table(directory, results, {OURS: ours, **theirs}, peaks, prompt, new)
@@ -83,6 +82,17 @@ def bench(
         "skipped": skipped,
         "rows": rows,
     }
+
+
+def check_all(directories: Sequence[Path], say: Say) -> dict[str, str]:
+    """What every check found, of others than the first with the checkpoint's name behind the check's."""
+    found = {}
+    for i, directory in enumerate(directories):
+        for name, check in CHECKS:
+            label = f"{name} {directory.name}" if i else name
+            found[label] = check(directory)
+            say(f"{label}: {found[label]}")
+    return found
 
 
 def require_native() -> None:
@@ -100,6 +110,13 @@ def warn_when_busy(say: Say) -> float | None:
             f"{os.getloadavg()[0]:.1f}); engines that spin lose up to 5x then, so trust no figure of this run"
         )
     return busy
+
+
+def opened(directory: Path, threads: int, stack: ExitStack) -> Contestant:
+    """`open_ours`; `stack` closes it."""
+    contestant = open_ours(directory, threads)
+    stack.callback(contestant.close)
+    return contestant
 
 
 def start_rivals(

@@ -81,7 +81,7 @@ struct Grid {
     zero = fma(w.zero_bytes == 8 ? load_nibbles(zeros) : load_bytes(zeros), splat(w.zero_mul), zero);
   }
   ANYBIT_INLINE Reals add_to(Reals total, Ints sum, float x_scale, float x_sum) const {
-    return fma(mul(scale, splat(x_scale)), fma(zero, splat(-x_sum), to_reals(sum)), total);
+    return fma(mul(scale, splat(x_scale)), subtract(to_reals(sum), zero, splat(x_sum)), total);
   }
 };
 
@@ -143,7 +143,7 @@ ANYBIT_INLINE void multiply(const Source& source, const TiledWeight& w, const Ac
     if constexpr (Source::kStreams) {
       const size_t at = block * w.groups + g;
       __builtin_prefetch(reinterpret_cast<const std::uint8_t*>(w.scale + at * TiledWeight::kRows) + kScaleAhead);
-      __builtin_prefetch(w.zero + at * w.zero_bytes + kZeroAhead);
+      if (w.zero) __builtin_prefetch(w.zero + at * w.zero_bytes + kZeroAhead);
     }
     finish_group(sum, total, w, x, out, block, token, g);
   }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -185,16 +186,16 @@ def sums(x: Quantized, w: Tiled) -> Tensor:
 def linear_quantized(x: Quantized, w: Tiled) -> Tensor:
     """Quantized activations times w: float32 [T, N]."""
     y = torch.empty(len(x.codes), w.rows)
-    native.loaded().linear_w_a8(
-        x.codes.data_ptr(),
-        x.scale.data_ptr(),
-        x.sums.data_ptr(),
-        len(x.codes),
-        w.planes.data_ptr(),
-        w.scale.data_ptr(),
-        0 if w.zero is None else w.zero.data_ptr(),
-        w.sizes,
-        w.factors,
+    prepared(x, w, y)()
+    return y
+
+
+def prepared(x: Quantized, w: Tiled, y: Tensor) -> Callable[[], None]:
+    """The native call that fills y, float32 [T, N], its arguments taken from the tensors beforehand: what remains is the
+    kernel and its threads, as for a caller in C++. The tensors must outlive it."""
+    return partial(
+        native.loaded().linear_w_a8,
+        *(x.codes.data_ptr(), x.scale.data_ptr(), x.sums.data_ptr(), len(x.codes)),
+        *(w.planes.data_ptr(), w.scale.data_ptr(), 0 if w.zero is None else w.zero.data_ptr(), w.sizes, w.factors),
         y.data_ptr(),
     )
-    return y

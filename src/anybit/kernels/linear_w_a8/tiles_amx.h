@@ -52,6 +52,22 @@ void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
   }
 }
 
+// Planes of the strip that is expanded after this one, asked for while this one is multiplied: otherwise the tiles stand still
+// while memory is read. Of `turns` passes over the strip, pass `turn` asks for its share of the planes.
+struct Ahead {
+  const std::uint8_t* lines[8];
+  size_t count = 0;
+
+  Ahead(const TiledWeight& w, size_t block, size_t turn, size_t turns) {
+    if (block >= w.row_blocks()) return;
+    const std::uint8_t* at = w.planes + block * w.chunks() * TiledWeight::kBytes;
+    for (size_t plane = turn; plane < w.bits; plane += turns) lines[count++] = at + plane * w.plane_bytes();
+  }
+  ANYBIT_INLINE void ask(size_t column) const {
+    for (size_t i = 0; i < count; ++i) __builtin_prefetch(lines[i] + column / TiledWeight::kColumns * TiledWeight::kBytes, 0, 2);
+  }
+};
+
 #define ANYBIT_PRODUCT(sum, a, b, x_at, k)              \
   do {                                                  \
     _tile_loadd(a, (x_at) + (k), x.stride);             \
@@ -75,7 +91,7 @@ void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
 // that shares its low 12 address bits with a store still waiting for its product waits as well: hence the distance.
 template <bool kCentred, bool kOneProduct, bool kSums>
 void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block,
-                 size_t token) {
+                 size_t token, const Ahead& ahead) {
   const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), groups = w.groups;
   const std::int8_t* xs = x.codes + token * x.stride;
   [[maybe_unused]] const size_t step = tile_columns(w);
@@ -96,17 +112,28 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
 #pragma GCC unroll 16
     for (size_t t = 0; t < 16; ++t) {
       Reals real = _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * t));
-      if constexpr (!kCentred) real = fma(grid.zero, splat(-x_sum[t * groups]), real);
+      if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x_sum[t * groups]));
       total[t] = fma(mul(grid.scale, splat(x_scale[t * groups])), real, total[t]);
     }
     ++table, ++x_scale, ++x_sum;
   };
+  const std::uint8_t* next = ahead.count ? ahead.lines[0] : strip;
+  const auto ask = [&]() __attribute__((always_inline)) {
+    size_t k = 0;
+    do {
+      __builtin_prefetch(next, 0, 2);
+      next += TiledWeight::kBytes, k += TiledWeight::kColumns;
+    } while (k < w.group_size);
+  };
+  if constexpr (!kSums)
+    for (size_t t = 0; t < 16; ++t) __builtin_prefetch(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, 1);
   ANYBIT_GROUP(0, 4, 6);
   if (groups > 1) ANYBIT_GROUP(1, 5, 7);
   if (groups > 2) ANYBIT_GROUP(2, 4, 6);
 #define ANYBIT_STEP(now, next, a, b)              \
   if (g + 3 < groups) ANYBIT_GROUP(next, a, b);   \
   _tile_stored(now, sums[now % 2], 64);           \
+  ask();                                          \
   if (g > 0) leave(sums[(now + 1) % 2], g - 1);   \
   if (++g == groups) break;
   size_t g = 0;
@@ -127,7 +154,7 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
 // One group a row: up to 64 tokens (`count` blocks of 16), every tile of codes loaded once for all of them.
 template <bool kCentred>
 void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t token,
-              size_t count) {
+              size_t count, const Ahead& ahead) {
   const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), apart = 16 * x.stride;
   const std::int8_t* xs = x.codes + token * x.stride;
   alignas(64) std::int32_t sums[4][256];
@@ -137,6 +164,8 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
   _tile_zero(3);
   for (size_t k = 0; k < w.columns; k += 64) {
     ANYBIT_PRODUCT(0, 4, 6, xs, k);
+    ahead.ask(k), ahead.ask(k + 32);
+    if (out.y && k / 64 < 16 * count) __builtin_prefetch(out.y + (token + k / 64) * out.y_stride + block * TiledWeight::kRows, 1);
     // The codes stay in tile 6 for the others.
 #define ANYBIT_REUSE(i, a)                            \
   if (count > i) {                                    \
@@ -161,7 +190,7 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
       continue;
     }
     Reals real = to_reals(sum);
-    if constexpr (!kCentred) real = fma(grid.zero, splat(-x.sums[token + t]), real);
+    if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x.sums[token + t]));
     const Reals total = fma(mul(grid.scale, splat(x.scale[token + t])), real, splat(0.0f));
     store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total, lanes);
   }
@@ -171,17 +200,17 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
 // Tokens [begin, end), whole blocks of 16.
 template <bool kCentred>
 ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out,
-                                    size_t block, size_t begin, size_t end) {
+                                    size_t block, size_t begin, size_t end, const Ahead& ahead) {
   if (w.groups > 1) {
     const bool one = w.group_size <= tile_columns(w);
     const auto run = out.sums ? tile_groups<false, false, true>
                      : one    ? tile_groups<kCentred, true, false>
                               : tile_groups<kCentred, false, false>;
-    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin);
+    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin, ahead);
     return;
   }
   for (; begin < end; begin += 4 * kTileTokens)
-    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens));
+    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens), ahead);
 }
 
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
@@ -208,8 +237,9 @@ size_t multiply_tiles(const TiledWeight& w, const Activations& x, const Output& 
       for (size_t block = first; block < stop; ++block) {
         const std::uint8_t* at = strip + (block - first) * bytes;
         const size_t until = least(token + step, whole);
-        centred ? multiply_centred<true>(at, w, x, out, block, token, until)
-                : multiply_centred<false>(at, w, x, out, block, token, until);
+        const Ahead ahead(w, block + strips, (token - begin) / step, (whole - begin + step - 1) / step);
+        centred ? multiply_centred<true>(at, w, x, out, block, token, until, ahead)
+                : multiply_centred<false>(at, w, x, out, block, token, until, ahead);
       }
   }
   return whole;

@@ -90,6 +90,9 @@ ANYBIT_INLINE Reals mul(Reals a, Reals b) { return {_mm256_mul_ps(a.low, b.low),
 ANYBIT_INLINE Reals fma(Reals a, Reals b, Reals c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
+ANYBIT_INLINE Reals subtract(Reals c, Reals a, Reals b) {
+  return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
+}
 ANYBIT_INLINE void store(float* y, Reals a, size_t lanes) {
   alignas(32) float out[16];
   _mm256_store_ps(out, a.low), _mm256_store_ps(out + 8, a.high);

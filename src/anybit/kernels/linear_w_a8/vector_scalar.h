@@ -4,6 +4,7 @@
 //   expand<P>(lines, out)      8 Codes out of one line of each plane; P is 2, 4 or 8 lines, most significant first
 //   Ints, Reals                16 lanes, one a row
 //   dot<P>(sum, codes, x)      sum[r] += sum_c codes[4 r + c] * x[c], exact
+//   subtract(c, a, b)          c - a * b, one rounding
 #pragma once
 
 #include <cstring>
@@ -83,6 +84,10 @@ ANYBIT_INLINE Reals mul(Reals a, const Reals& b) {
 }
 ANYBIT_INLINE Reals fma(const Reals& a, const Reals& b, Reals c) {
   for (size_t r = 0; r < 16; ++r) c.v[r] = __builtin_fmaf(a.v[r], b.v[r], c.v[r]);
+  return c;
+}
+ANYBIT_INLINE Reals subtract(Reals c, const Reals& a, const Reals& b) {
+  for (size_t r = 0; r < 16; ++r) c.v[r] = __builtin_fmaf(-a.v[r], b.v[r], c.v[r]);
   return c;
 }
 ANYBIT_INLINE void store(float* y, const Reals& a, size_t lanes) { std::memcpy(y, a.v, lanes * sizeof(float)); }

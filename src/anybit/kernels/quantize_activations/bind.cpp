@@ -27,27 +27,11 @@ void bind_quantize_activations(nb::module_& m) {
       },
       "x"_a, "weight"_a, "plus_one"_a, "eps"_a, "y"_a, "tokens"_a, "columns"_a, Unlocked());
   m.def(
-      "rms_norm_quantize_rows",
-      [](Address x, Address weight, bool plus_one, float eps, Address codes, Address scale, Address sums, size_t tokens,
-         size_t columns, size_t group) {
-        const auto out = activations_at(codes, scale, sums, tokens, columns, group);
-        rms_norm_quantize_rows(at<const float>(x), at<const float>(weight), plus_one, eps, out, 0, tokens);
-      },
-      "x"_a, "weight"_a, "plus_one"_a, "eps"_a, "codes"_a, "scale"_a, "sums"_a, "tokens"_a, "columns"_a, "group_size"_a,
-      Unlocked());
-  m.def(
       "gate_rows",
       [](Address gate_up, bool gelu, Address y, size_t tokens, size_t columns) {
         gate_rows(at<const float>(gate_up), gelu ? Gate::gelu_tanh : Gate::silu, at<float>(y), columns, 0, tokens);
       },
       "gate_up"_a, "gelu"_a, "y"_a, "tokens"_a, "columns"_a, Unlocked());
-  m.def(
-      "gate_quantize_rows",
-      [](Address gate_up, bool gelu, Address codes, Address scale, Address sums, size_t tokens, size_t columns, size_t group) {
-        gate_quantize_rows(at<const float>(gate_up), gelu ? Gate::gelu_tanh : Gate::silu,
-                           activations_at(codes, scale, sums, tokens, columns, group), 0, tokens);
-      },
-      "gate_up"_a, "gelu"_a, "codes"_a, "scale"_a, "sums"_a, "tokens"_a, "columns"_a, "group_size"_a, Unlocked());
 }
 
 }  // namespace anybit

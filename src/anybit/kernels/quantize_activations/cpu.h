@@ -27,12 +27,9 @@ void quantize_rows(const float* x, const Activations& out, size_t first, size_t 
 // A row whose mean square is NaN or overflows becomes NaN.
 void rms_norm_rows(const float* x, const float* weight, bool plus_one, float eps, float* y, size_t columns, size_t first,
                    size_t last);
-void rms_norm_quantize_rows(const float* x, const float* weight, bool plus_one, float eps, const Activations& out, size_t first,
-                            size_t last);
 
 // y = act(gate) * up; gate_up [tokens, 2 columns]: a row is its gates, then its ups. About 1e-6 relative; NaN stays NaN.
 void gate_rows(const float* gate_up, Gate gate, float* y, size_t columns, size_t first, size_t last);
-void gate_quantize_rows(const float* gate_up, Gate gate, const Activations& out, size_t first, size_t last);
 
 struct RmsNorm {
   const float* weight;
@@ -40,7 +37,8 @@ struct RmsNorm {
   float eps;
 };
 
-// One row each; y and x have `columns` floats.
+// One row each; y and x have `columns` floats, and may be the same. The decoder calls these row by row: a norm or a gate, then
+// `quantize` while the row is in the first-level cache.
 struct QuantizeActivationsTable {
   void (*quantize)(const float* x, const Activations& out, size_t token);
   void (*rms_norm)(const float* x, const RmsNorm& norm, float* y, size_t columns);

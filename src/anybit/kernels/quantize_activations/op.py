@@ -1,4 +1,4 @@
-"""Activations as signed bytes for integer kernels, optionally straight out of an RMSNorm or a gated activation.
+"""Activations as signed bytes for integer kernels, optionally of an RMSNorm or a gated activation.
 
 A group is `group_size` columns of one token (a multiple of 32), or the whole row. In float32, with `amax` the group's
 largest magnitude:
@@ -42,10 +42,14 @@ def quantize(x: Tensor, group_size: int, impl: str | None = None) -> Quantized:
 
 
 def _quantize(x: Tensor, group_size: int, impl: str | None = None) -> Quantized:
-    _check(x, x.shape[-1], group_size)
+    _check(x, group_size)
     if _choose(impl, x) == "reference":
         return reference.quantize(x, group_size)
-    return _into(x.shape, group_size, "quantize_rows", x.contiguous())
+    tokens, columns = x.shape
+    x, (codes, scale, sums) = x.contiguous(), _empty(tokens, columns, group_size)
+    outputs = (codes.data_ptr(), scale.data_ptr(), sums.data_ptr())
+    native.loaded().quantize_rows(x.data_ptr(), *outputs, tokens, columns, group_size)
+    return codes, scale, sums
 
 
 def rms_norm_quantize(
@@ -56,11 +60,7 @@ def rms_norm_quantize(
     weight is float32 [K], or None. A row whose mean square is NaN or overflows is NaN everywhere.
     Errors as `quantize`.
     """
-    _check(x, x.shape[-1], group_size)
-    _check_weight(x, weight)
-    if _choose(impl, x, weight) == "reference":
-        return reference.quantize(reference.rms_norm(x, weight, plus_one, eps), group_size)
-    return _into(x.shape, group_size, "rms_norm_quantize_rows", x.contiguous(), weight, plus_one, eps)
+    return _quantize(rms_norm(x, weight, plus_one, eps, impl), group_size, impl)
 
 
 def gate_quantize(gate_up: Tensor, activation: str, group_size: int, impl: str | None = None) -> Quantized:
@@ -69,17 +69,12 @@ def gate_quantize(gate_up: Tensor, activation: str, group_size: int, impl: str |
 
     Native values are within 1e-6 relative of the exact ones (down to e^-87; beyond, absolute). Errors as `quantize`.
     """
-    columns = _check_gate(gate_up, activation)
-    _check(gate_up, columns, group_size)
-    if _choose(impl, gate_up) == "reference":
-        return reference.quantize(reference.gate(gate_up, activation), group_size)
-    shape = torch.Size((gate_up.shape[0], columns))
-    return _into(shape, group_size, "gate_quantize_rows", gate_up.contiguous(), activation == "gelu_tanh")
+    return _quantize(gate(gate_up, activation, impl), group_size, impl)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, plus_one: bool, eps: float, impl: str | None = None) -> Tensor:
     """What `rms_norm_quantize` quantizes: float32 [T, K]."""
-    _check(x, x.shape[-1], x.shape[-1])
+    _check(x, x.shape[-1])
     _check_weight(x, weight)
     if _choose(impl, x, weight) == "reference":
         return reference.rms_norm(x, weight, plus_one, eps)
@@ -100,17 +95,6 @@ def gate(gate_up: Tensor, activation: str, impl: str | None = None) -> Tensor:
     return y
 
 
-def _into(shape: torch.Size, group_size: int, function: str, *arguments: Tensor | float | None) -> Quantized:
-    """The native function of this name on fresh outputs for rows of `shape`."""
-    tokens, columns = shape
-    codes, scale, sums = _empty(tokens, columns, group_size)
-    contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
-    addresses = [_address(a) if a is None or isinstance(a, Tensor) else a for a in contiguous]
-    outputs = (codes.data_ptr(), scale.data_ptr(), sums.data_ptr())
-    getattr(native.loaded(), function)(*addresses, *outputs, tokens, columns, group_size)
-    return codes, scale, sums
-
-
 def _empty(tokens: int, columns: int, group_size: int) -> Quantized:
     table = (tokens, groups(columns, group_size))
     codes = torch.empty(tokens, reference.stride(columns), dtype=torch.int8)
@@ -121,7 +105,8 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _check(x: Tensor, columns: int, group_size: int) -> None:
+def _check(x: Tensor, group_size: int) -> None:
+    columns = x.shape[-1]
     if x.dtype != torch.float32 or x.ndim != 2 or not columns:
         raise FormatError(f"activations must be float32 [T, K] with K > 0, got {x.dtype} {tuple(x.shape)}")
     if group_size < columns and (group_size < 1 or group_size % 32):

@@ -1,5 +1,3 @@
-#include <vector>
-
 #include "cpu.h"
 #include "thread_pool.h"
 
@@ -13,13 +11,6 @@ void for_tokens(size_t first, size_t last, size_t columns, F body) {
   parallel_rows(last - first, 1, 8 * columns, [&](size_t begin, size_t end) noexcept {
     for (size_t t = first + begin; t < first + end; ++t) body(t);
   });
-}
-
-// One row of floats between two steps, kept by each thread.
-float* row_buffer(size_t columns) {
-  static thread_local std::vector<float> row;
-  if (row.size() < columns) row.resize(columns);
-  return row.data();
 }
 
 }  // namespace
@@ -36,29 +27,9 @@ void rms_norm_rows(const float* x, const float* weight, bool plus_one, float eps
   for_tokens(first, last, columns, [&](size_t t) { k.rms_norm(x + t * columns, norm, y + t * columns, columns); });
 }
 
-void rms_norm_quantize_rows(const float* x, const float* weight, bool plus_one, float eps, const Activations& out, size_t first,
-                            size_t last) {
-  const QuantizeActivationsTable& k = ANYBIT_ACTIVE(quantize_activations_table);
-  const RmsNorm norm{weight, plus_one, eps};
-  for_tokens(first, last, out.columns, [&](size_t t) {
-    float* row = row_buffer(out.columns);
-    k.rms_norm(x + t * out.columns, norm, row, out.columns);
-    k.quantize(row, out, t);
-  });
-}
-
 void gate_rows(const float* gate_up, Gate gate, float* y, size_t columns, size_t first, size_t last) {
   const QuantizeActivationsTable& k = ANYBIT_ACTIVE(quantize_activations_table);
   for_tokens(first, last, 2 * columns, [&](size_t t) { k.gate(gate_up + 2 * t * columns, gate, y + t * columns, columns); });
-}
-
-void gate_quantize_rows(const float* gate_up, Gate gate, const Activations& out, size_t first, size_t last) {
-  const QuantizeActivationsTable& k = ANYBIT_ACTIVE(quantize_activations_table);
-  for_tokens(first, last, 2 * out.columns, [&](size_t t) {
-    float* row = row_buffer(out.columns);
-    k.gate(gate_up + 2 * t * out.columns, gate, row, out.columns);
-    k.quantize(row, out, t);
-  });
 }
 
 }  // namespace anybit
