@@ -48,7 +48,9 @@ def main() -> None:
         model = NativeModel.open(directory, kv_bits=kv_bits, max_sequences=1, verify=False)
         for prompt in (False, True):
             name = f"native {'prompt' if prompt else 'decode'} kv{kv_bits}"
-            rows[name] = nll(lambda w, m=model, p=prompt: m.logits(w.tolist(), prompt=p)[:-1], windows)  # type: ignore[misc]
+            rows[name] = nll(
+                lambda w, m=model, p=prompt: torch.from_numpy(m.logits(w.tolist(), prompt=p)[:-1]), windows
+            )  # type: ignore[misc]
     table = {name: asdict(paired_difference(reference, found)) for name, found in rows.items()}
     for name, row in table.items():
         print(f"{name:22} {100 * (row['ratio'] - 1):+.2f} %", flush=True)

@@ -18,6 +18,8 @@ from anybit.formats.affine import Affine
 from anybit.formats.decoder import groups
 from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.terms import CodeTerm, save_terms
+from anybit.kernels.linear_w_a8 import nested as views
+from anybit.kernels.linear_w_a8 import op
 
 WIDTHS = (2, 3, 4, 6, 8)
 
@@ -34,6 +36,14 @@ def nested(rows: int, columns: int, group: int, bits: int = 8, seed: int = 0) ->
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8, generator=draw)
     codes[0], codes[-1] = 2**bits - 1, 0
     return codes, NestedAffine(bits, group, widths, scale, zeros, ratios)
+
+
+def tile_nested(parts: Sequence[tuple[Tensor, NestedAffine]], columns: int) -> dict[int, op.Tiled]:
+    """The engine's tiles of (planes, decoder), each width's as tensors; planes and shared tables stay shared."""
+    saved = [{"weight": planes, **decoder.tensors()} for planes, decoder in parts]
+    arrays = [{name: tensor.numpy() for name, tensor in part.items()} for part in saved]
+    made = views.tile_nested(arrays, parts[0][1].form(), columns)
+    return {width: op.of_numpy(view) for width, view in made.items()}
 
 
 def fitted(values: Tensor, group: int) -> CodeTerm:

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from anybit.checkpoint.layout import INDEX, read_config
 from anybit.engine import build
-from anybit.engine.native import NativeModel
 from anybit.errors import InputError, KernelUnavailable
 from anybit.formats.terms import save_terms
 from anybit.kernels import native
 from anybit.kernels.linear_w_bf16 import op as linear_w_bf16
 from anybit.layers.embedding import TiedHead
 from anybit.layers.linear import QuantLinear
+from native_tensors import NativeModel
 from random_terms import code_term
 from tiny_checkpoints import quantize_tiny
 from tiny_models import VOCAB, logits, token_ids

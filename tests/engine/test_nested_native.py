@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from anybit.checkpoint.layout import INDEX, read_config
-from anybit.engine.native import NativeModel
 from anybit.engine.weight_bytes import planned_bytes
 from anybit.errors import InputError
 from anybit.formats.terms import tensor_specs
 from anybit.kernels import native
 from anybit.layers.linear import Terms
 from anybit.layers.precision import Precision
+from native_tensors import NativeModel
 from nested_case import WIDTHS, nest
 from tiny_checkpoints import quantize_tiny
 from tiny_models import logits, token_ids

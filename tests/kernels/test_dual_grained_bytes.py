@@ -25,11 +25,19 @@ def reaching(rows, columns, bits, group):
     return torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8), made
 
 
+def expanded(codes, made):
+    """`as_bytes` of tensors."""
+    saved = {"weight": pack(codes, made.bits), **made.tensors()}
+    arrays = {name: tensor.numpy() for name, tensor in saved.items()}
+    planes, scale, zero = as_bytes(arrays, made.group_size, codes.shape[1])
+    return torch.from_numpy(planes), torch.from_numpy(scale), zero
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 3), (33, 65), (600, 129), (48, 576)])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_weight_is_the_same_and_sums_are_exact(rows, columns, bits):
     codes, made = reaching(rows, columns, bits, 32)
-    planes, scale, zero = as_bytes(pack(codes, bits), made, columns)
+    planes, scale, zero = expanded(codes, made)
     bytes_ = unpack(planes, columns).int() - 128
     assert torch.equal(bytes_ * scale.float(), made.decode(codes))
     assert int(bytes_.abs().max()) > 30
@@ -48,4 +56,4 @@ def test_what_no_byte_holds_is_refused():
     codes, made = reaching(20, 64, 4, 32)
     large = DualGrained(4, 32, made.channel_scale, made.group_scale * 0 + 60, made.group_zero)
     with pytest.raises(FormatError, match="outside int8"):
-        as_bytes(pack(codes, 4), large, 64)
+        expanded(codes, large)

@@ -10,7 +10,7 @@ import torch
 
 from anybit.errors import FormatError
 from anybit.formats.planes import pack
-from anybit.kernels.linear_w_a8 import op, reference
+from anybit.kernels.linear_w_a8 import op, reference, tiles
 from anybit.kernels.native import set_threads
 from integer_case import Case, every_machine
 
@@ -95,7 +95,7 @@ def test_tiles_are_reversible_and_as_documented(isa, bits, rows, columns):
 
 
 def test_the_widest_group_that_fits_32_bits_and_no_wider():
-    columns = op.MAX_COLUMNS
+    columns = tiles.MAX_COLUMNS
     codes = torch.full((1, columns), 255, dtype=torch.uint8)
     args = (torch.ones(1, 1).half(), torch.zeros(1, 1, dtype=torch.uint8))
     weight = op.tile(pack(codes, 8), *args, columns, columns)

@@ -10,14 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anybit.errors import FormatError
 from anybit.formats.planes import pack
 from anybit.kernels.linear_w_a8 import op, reference
-from anybit.kernels.linear_w_a8.nested import tile_nested
 from anybit.kernels.linear_w_bf16 import op as linear_w_bf16
 from anybit.kernels.linear_w_bf16 import reference as bf16_reference
 from anybit.kernels.native import set_threads
-from nested_case import nested
+from nested_case import nested, tile_nested
 
 # N, K, group: 32, 64, 128 and one group a row, none of them whole
 SHAPES = [(1, 1, 1), (17, 33, 32), (40, 160, 64), (33, 257, 257), (65, 300, 128), (48, 576, 32), (7, 1500, 1500)]
@@ -139,9 +137,3 @@ def test_joined_weights_are_one_below_the_other(rows):
     for width, view in joined.items():
         alone = [tile_nested([(pack(codes, 8), decoder)], 96)[width] for codes, decoder in parts]
         assert torch.equal(op.linear_quantized(x, view), torch.cat([op.linear_quantized(x, one) for one in alone], 1))
-
-
-def test_unlike_weights_are_not_joined():
-    parts = [nested(16, 96, group) for group in (32, 96)]
-    with pytest.raises(FormatError, match="different widths, groups or tables"):
-        tile_nested([(pack(codes, 8), decoder) for codes, decoder in parts], 96)

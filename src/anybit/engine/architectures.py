@@ -14,6 +14,8 @@ from anybit.errors import FormatError
 
 Config = Mapping[str, Any]
 _ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}
+_ROPES = ("default", "linear", "llama3", "yarn", "longrope")
+"""Those of `engine/rope.py`."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,11 @@ def refusal(config: Config) -> str:
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if head_dim % 16:
         return f"head_dim {head_dim} is not a multiple of 16"
-    if any("dynamic" in str(part.get("rope_type")) for part in _rope_parts(config)):
-        return "dynamic RoPE changes the keys of earlier tokens as a text grows"
+    for kind in (part.get("rope_type", "default") for part in _rope_parts(config)):
+        if "dynamic" in kind:
+            return "dynamic RoPE changes the keys of earlier tokens as a text grows"
+        if kind not in _ROPES:
+            return f"RoPE of type '{kind}' is not one of {', '.join(_ROPES)}"
     return ""
 
 

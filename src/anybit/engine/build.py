@@ -7,27 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from anybit.engine import architectures
 from anybit.engine.architectures import Architecture, Config
 from anybit.engine.memory import Memory
 from anybit.engine.rope import frequencies
-from anybit.engine.tensors import Tensors
+from anybit.engine.tensors import BFLOAT16, Array, Tensors
 from anybit.errors import FormatError
-from anybit.formats.decoder import Form
-from anybit.formats.dual_grained import DualGrained
-from anybit.formats.nested_affine import NestedAffine
-from anybit.formats.planes import MAX_BITS
+from anybit.formats.form import MAX_BITS, Form
 from anybit.kernels import native
-from anybit.kernels.linear_w_a8 import op as linear_w_a8
+from anybit.kernels.linear_w_a8 import tiles
 from anybit.kernels.linear_w_a8.dual_grained import as_bytes
 from anybit.kernels.linear_w_a8.nested import tile_nested
 from anybit.layers.precision import width_read
 
 Forms = Mapping[str, Form]
-_FLOAT_ROWS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+Tiled = tiles.Tiled[Array]
+_FLOAT_ROWS = {"F32": 1, BFLOAT16: 2, "F16": 3}
 """Dtypes of a float embedding, as native/decoder/model.h numbers them."""
 
 
@@ -71,7 +68,7 @@ def _cannot_multiply(form: Form | None) -> str:
         return f"has {part['kind']} codes"
     if part["columns"] != [0, columns]:
         return "has codes for some of its columns only"
-    return linear_w_a8.refusal(columns, columns if part["kind"] == "dual_grained" else part["group_size"])
+    return tiles.refusal(columns, columns if part["kind"] == "dual_grained" else part["group_size"])
 
 
 def linear_names(facts: Architecture, index: int) -> list[list[str]]:
@@ -108,16 +105,18 @@ class Builder:
         model.attention_softcap, model.logit_softcap = facts.attention_softcap, facts.logit_softcap
         ropes = list(dict.fromkeys(facts.rope_types))
         for kind in ropes:
-            inverse, factor = frequencies(self.directory, self.config, kind, self.tokens)
-            model.add_rope(self._address(inverse.contiguous()), len(inverse), factor)
+            inverse, factor = frequencies(self.config, kind, self.tokens)
+            model.add_rope(self._address(inverse), len(inverse), factor)
         self._embedding(model, tensors)
         for index in range(facts.layers):
             model.add_layer(self._layer(tensors, index, ropes.index(facts.rope_types[index])))
+            tensors.release()
         model.set_final_norm(self._norm(tensors, "model.norm"))
         if head_name(facts) in self.forms:
             model.head = self._linear(tensors, [head_name(facts)])
         else:
-            model.set_float_head(self._address(_bfloat16(tensors.get(f"{head_name(facts)}.weight"))))
+            model.set_float_head(self._float_head(tensors))
+        tensors.release()
         return model
 
     def _layer(self, tensors: Tensors, index: int, rope: int) -> Any:
@@ -137,8 +136,8 @@ class Builder:
         return layer
 
     def _norm(self, tensors: Tensors, name: str) -> int:
-        weight = tensors.get(f"{name}.weight").float()
-        return self._address(1.0 + weight if self.facts.family.gemma else weight.clone())
+        weight = tensors.floats(f"{name}.weight")
+        return self._address(1 + weight if self.facts.family.gemma else weight)
 
     def _linear(self, tensors: Tensors, names: Sequence[str]) -> Any:
         """One native Linear of layers that read the same input: joined when their forms agree."""
@@ -150,7 +149,7 @@ class Builder:
             views = self._views(tensors, run)
             tiled = next(iter(views.values()))
             self.kept.append(views)
-            linear.add_part(tiled.planes.data_ptr(), *_tables(tiled), tiled.sizes, tiled.factors, offset)
+            linear.add_part(tiled.planes.ctypes.data, *_tables(tiled), tiled.sizes, tiled.factors, offset)
             for bits in range(1, MAX_BITS + 1) if len(views) > 1 else ():
                 view = views[width_read(sorted(views), bits)]
                 linear.set_view(bits, *_tables(view), view.sizes, view.factors)
@@ -158,28 +157,28 @@ class Builder:
         biases = [f"{name}.bias" in tensors for name in names]
         if any(biases):
             parts = [
-                tensors.get(f"{name}.bias").float() if has else torch.zeros(self.forms[name]["shape"][0])
+                tensors.floats(f"{name}.bias") if has else np.zeros(self.forms[name]["shape"][0], np.float32)
                 for name, has in zip(names, biases, strict=True)
             ]
-            linear.set_bias(self._address(torch.cat(parts)))
+            linear.set_bias(self._address(np.concatenate(parts)))
         return linear
 
-    def _views(self, tensors: Tensors, names: Sequence[str]) -> dict[int, linear_w_a8.Tiled]:
+    def _views(self, tensors: Tensors, names: Sequence[str]) -> dict[int, Tiled]:
         """The joined weights as read at each width they offer."""
         part, columns = self.forms[names[0]]["terms"][0], self.forms[names[0]]["shape"][1]
         if part["kind"] != "nested_affine":
             return {part["bits"]: self._tile(tensors, names, part, columns)}
-        found = [self._nested(tensors, name, part) for name in names]
-        return tile_nested(found, columns, self.memory.take)
+        keys = ["weight", "scale", *(f"zero{t}" for t in part["tables"])]
+        keys += [f"ratio{t}" for t in part["tables"] if t != part["bits"]]
+        found = [{key: tensors.get(f"{name}.{key}") for key in keys} for name in names]
+        return tile_nested(found, part, columns, self.memory.take)
 
-    def _nested(self, tensors: Tensors, name: str, part: Form) -> tuple[Tensor, NestedAffine]:
-        tables = {key: tensors.get(f"{name}.{key}") for key in NestedAffine.specs(part, (0, 0))}
-        return tensors.get(f"{name}.weight"), NestedAffine.restore(part, tables)
-
-    def _tile(self, tensors: Tensors, names: Sequence[str], part: Form, columns: int) -> linear_w_a8.Tiled:
+    def _tile(self, tensors: Tensors, names: Sequence[str], part: Form, columns: int) -> Tiled:
         if part["kind"] == "dual_grained":
-            expanded = [self._expanded(tensors, name, part, columns) for name in names]
-            return linear_w_a8.tile_joined(expanded, columns, columns, self.memory.take)
+            keys = ("weight", "channel_scale", "group_scale", "group_zero")
+            found = [{key: tensors.get(f"{name}.{key}") for key in keys} for name in names]
+            expanded = [as_bytes(saved, part["group_size"], columns) for saved in found]
+            return tiles.tile_joined(expanded, columns, columns, self.memory.take)
         has_zero = part["kind"] == "affine" and not part["symmetric"]
         parts = [
             (
@@ -189,42 +188,37 @@ class Builder:
             )
             for name in names
         ]
-        tiled = linear_w_a8.tile_joined(parts, part["group_size"], columns, self.memory.take)
+        tiled = tiles.tile_joined(parts, part["group_size"], columns, self.memory.take)
         if part["kind"] == "bipolar":  # 2 c - (2^b - 1) = 2 (c - (2^b - 1) / 2)
             return replace(tiled, scale_mul=2.0, zero_add=(2 ** part["bits"] - 1) / 2)
         return tiled
 
-    def _expanded(self, tensors: Tensors, name: str, part: Form, columns: int) -> tuple[Tensor, Tensor, None]:
-        tables = {key: tensors.get(f"{name}.{key}") for key in ("channel_scale", "group_scale", "group_zero")}
-        return as_bytes(tensors.get(f"{name}.weight"), DualGrained.restore(part, tables), columns)
-
     def _embedding(self, model: Any, tensors: Tensors) -> None:
         """Rows are read from the mapped file: only those that come up ever become resident."""
         name = "model.embed_tokens"
-        weight = self._keep(tensors.get(f"{name}.weight"))
+        weight = self._address(tensors.get(f"{name}.weight"))
         if name not in self.forms:
-            model.set_embedding_rows(weight.data_ptr(), _FLOAT_ROWS[weight.dtype])
+            model.set_embedding_rows(weight, _FLOAT_ROWS[tensors.dtype(f"{name}.weight")])
             return
         part = self.forms[name]["terms"][0]
-        scale = self._keep(tensors.get(f"{name}.scale"))
+        scale = self._address(tensors.get(f"{name}.scale"))
         name += ".zero" if part["kind"] == "affine" else f".zero{part['bits']}"
         zero = 0 if part.get("symmetric") else self._address(tensors.get(name))
-        model.set_embedding_planes(weight.data_ptr(), scale.data_ptr(), zero, part["bits"], part["group_size"])
+        model.set_embedding_planes(weight, scale, zero, part["bits"], part["group_size"])
 
-    def _keep(self, tensor: Tensor) -> Tensor:
-        self.kept.append(tensor)
-        return tensor
+    def _float_head(self, tensors: Tensors) -> int:
+        name = f"{head_name(self.facts)}.weight"
+        if tensors.dtype(name) != BFLOAT16:
+            raise FormatError(
+                f"the head is {tensors.dtype(name)}, config.json says bfloat16; restore the files or quantize again"
+            )
+        return self._address(tensors.get(name))
 
-    def _address(self, tensor: Tensor) -> int:
-        return self._keep(tensor).data_ptr()
+    def _address(self, array: Array) -> int:
+        self.kept.append(array)
+        return int(array.ctypes.data)
 
 
-def _tables(tiled: linear_w_a8.Tiled) -> tuple[int, int]:
+def _tables(tiled: Tiled) -> tuple[int, int]:
     """Addresses of scale and zero."""
-    return tiled.scale.data_ptr(), 0 if tiled.zero is None else tiled.zero.data_ptr()
-
-
-def _bfloat16(weight: Tensor) -> Tensor:
-    if weight.dtype != torch.bfloat16:
-        raise FormatError(f"the head is {weight.dtype}, config.json says bfloat16; restore the files or quantize again")
-    return weight
+    return tiled.scale.ctypes.data, 0 if tiled.zero is None else tiled.zero.ctypes.data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from anybit.checkpoint.layout import INDEX
-from anybit.engine.tensors import Tensors
+from anybit.engine.tensors import Shard, Tensors
 from anybit.errors import FormatError, PromiseError
 
 TOLERANCE = {16: 0.5, 8: 0.5, 4: 2.0}
@@ -41,9 +40,9 @@ def check_hashes(directory: Path, threads: int) -> None:
         raise FormatError(f"{directory}: {INDEX} and ledger.json disagree about '{min(odd)}'; quantize again")
 
     def check(file: str) -> None:
-        tensors = Tensors(directory)
+        shard = Shard(directory / file)
         for name in names[file]:
-            if _sha256(tensors.get(name)) != hashes[name]:
+            if shard.sha256(name) != hashes[name]:
                 raise FormatError(
                     f"{directory}: {name} in {file} was altered since it was written (sha256); restore it"
                 )
@@ -53,7 +52,9 @@ def check_hashes(directory: Path, threads: int) -> None:
             pass
 
 
-def check_canary(directory: Path, prefill: Callable[[list[int]], Tensor], limit: int, kv_bits: int) -> None:
+def check_canary(
+    directory: Path, prefill: Callable[[list[int]], NDArray[np.float32]], limit: int, kv_bits: int
+) -> None:
     """Ask the tokens of the canary again; `prefill` gives logits [V]. Skipped where `limit` tokens cannot hold them.
 
     Raises:
@@ -62,13 +63,13 @@ def check_canary(directory: Path, prefill: Callable[[list[int]], Tensor], limit:
     path = directory / "canary.json"
     try:
         record = json.loads(path.read_text())
-        ids, top, spread = list(record["ids"]), torch.tensor(record["top_ids"]), float(record["spread"])
-        expected = torch.tensor(record["top_logits"])
+        ids, top, spread = list(record["ids"]), np.array(record["top_ids"], int), float(record["spread"])
+        expected = np.array(record["top_logits"], np.float32)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is missing or damaged ({error}); restore it or quantize again") from None
     if len(ids) > limit:
         return
-    difference = float((prefill(ids)[top] - expected).abs().max() / max(spread, 1e-30))
+    difference = float(np.abs(np.asarray(prefill(ids))[top] - expected).max()) / max(spread, 1e-30)
     if not difference <= TOLERANCE[kv_bits]:
         raise PromiseError(
             f"{directory}: the native decoder does not answer as when it was written (canary logits off by "
@@ -85,7 +86,3 @@ def _recorded(directory: Path) -> Mapping[str, str]:
         return rows | dict(ledger["float_tensors"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is missing or damaged ({error}); restore it or quantize again") from None
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()

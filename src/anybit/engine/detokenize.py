@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anybit.engine.tokenizer import Tokenizer
 
 _INCOMPLETE = "\ufffd"
 
@@ -15,7 +20,7 @@ class Detokenizer:
     unseen ones add.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # shown ids that give context, then unseen ones
         self._shown = 0  # how many of `_ids` were returned as text

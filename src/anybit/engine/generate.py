@@ -8,17 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import cast
-
-import torch
-from torch import Tensor
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
 
 from anybit.engine.detokenize import Detokenizer
 from anybit.engine.native import NativeModel
-from anybit.engine.stepper import Stepper, stepper, torch_threads
-from anybit.errors import InputError, PromiseError
+from anybit.engine.sampler import Sampler
+from anybit.engine.stepper import Stepper, stepper
+from anybit.engine.tokenizer import Tokenizer
+from anybit.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "user", "content": "..."}`."""
@@ -47,7 +48,7 @@ class GenerationResult:
 
 def generate(
     model: PreTrainedModel | NativeModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | Tokenizer,
     prompt: str | Sequence[Message],
     *,
     max_new_tokens: int,
@@ -74,7 +75,7 @@ def generate(
     prompt_ids = encode_prompt(tokenizer, prompt, chat=chat)
     runner = stepper(model)
     _check_length(runner.context, len(prompt_ids), max_new_tokens)
-    sampler, detokenizer = _Sampler(temperature, seed, runner.device), Detokenizer(tokenizer)
+    sampler, detokenizer = Sampler(temperature, seed), Detokenizer(tokenizer)
     ends = end_tokens(runner, tokenizer)
     token_ids: list[int] = []
     pieces: list[str] = []
@@ -100,7 +101,9 @@ def generate(
     )
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message], *, chat: bool) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase | Tokenizer, prompt: str | Sequence[Message], *, chat: bool
+) -> list[int]:
     """Token ids of a prompt, through the chat template when `chat`.
 
     Raises:
@@ -109,21 +112,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
     if not chat:
         if not isinstance(prompt, str):
             raise InputError("a prompt of several messages needs chat=True")
-        encoded = tokenizer(prompt)
+        encoded: Any = tokenizer(prompt)
     elif not tokenizer.chat_template:
         raise InputError("this model's tokenizer has no chat template; give a plain prompt instead (without --chat)")
     else:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        encoded = cast(
-            BatchEncoding, tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        )
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     ids = list(encoded["input_ids"])
     if not ids:
         raise InputError("the prompt is empty; give at least one token of text")
     return ids
 
 
-def end_tokens(runner: Stepper, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(runner: Stepper, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> frozenset[int]:
     """Ids that end a text: those of the model's generation config, else the tokenizer's."""
     if runner.end_ids is not None:
         return runner.end_ids
@@ -131,30 +132,11 @@ def end_tokens(runner: Stepper, tokenizer: PreTrainedTokenizerBase) -> frozenset
     return frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
 
 
-class _Sampler:
-    """Chooses a token from logits [vocabulary]; owns its random state so that a seed means one text."""
-
-    def __init__(self, temperature: float, seed: int, device: torch.device) -> None:
-        self._temperature = temperature
-        self._generator = torch.Generator(device).manual_seed(seed)
-
-    def __call__(self, logits: Tensor) -> int:
-        logits = logits.float()
-        if not logits.max().isfinite():  # the maximum of a row with a NaN is NaN
-            raise PromiseError("the model gives NaN or infinite logits; inspect its scales and norms")
-        if self._temperature == 0:
-            return int(logits.cpu().numpy().argmax())  # seven times faster than torch's, the lowest id of equals too
-        # softmax is unchanged by a shift; shifting first keeps tiny temperatures from overflowing to inf - inf
-        probabilities = ((logits - logits.max()) / self._temperature).softmax(-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
-
-
-def _tokens(runner: Stepper, prompt_ids: list[int], sampler: _Sampler) -> Iterator[int]:
+def _tokens(runner: Stepper, prompt_ids: list[int], sampler: Sampler) -> Iterator[int]:
     """Endless tokens after the prompt, each one forward pass."""
     logits = runner.prefill(prompt_ids)
-    while True:
-        with torch.inference_mode(), torch_threads(1):
-            token = sampler(logits)
+    for position in count():
+        token = sampler(logits, position)
         yield token
         logits = runner.step(token)
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anybit.checkpoint.layout import read_config
 from anybit.engine import build, checks
@@ -20,6 +18,7 @@ from anybit.errors import InputError, KernelUnavailable
 from anybit.kernels import native
 from anybit.layers.precision import Precision, available_precisions
 
+Floats = NDArray[np.float32]
 DEFAULT_TOKENS = 8192
 CACHED_BYTES = 2 << 20
 
@@ -102,7 +101,7 @@ class NativeModel:
             opened.weight_bytes()
         return opened
 
-    def forward(self, rows: Sequence[tuple[int, int]], wanted: Sequence[int], *, prompt: bool = False) -> Tensor:
+    def forward(self, rows: Sequence[tuple[int, int]], wanted: Sequence[int], *, prompt: bool = False) -> Floats:
         """Append tokens to sequences and return logits.
 
         Args:
@@ -118,30 +117,30 @@ class NativeModel:
         Raises:
             InputError: an id or slot out of range, or a full cache; nothing has changed then.
         """
-        out = torch.empty(len(wanted), self.facts.vocab)
-        self._run(self._decoder.logits, rows, wanted, prompt, out.data_ptr())
+        out = np.empty((len(wanted), self.facts.vocab), np.float32)
+        self._run(self._decoder.logits, rows, wanted, prompt, out.ctypes.data)
         return out
 
     def top(
         self, rows: Sequence[tuple[int, int]], wanted: Sequence[int], k: int = 1, *, prompt: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Floats, NDArray[np.int32]]:
         """As `forward`, but only the k <= 64 largest logits, float32, and their ids, int32 [len(wanted), k], best first.
 
         Equal logits are in the order of their ids.
         """
-        values, ids = torch.empty(len(wanted), k), torch.empty(len(wanted), k, dtype=torch.int32)
-        self._run(self._decoder.top, rows, wanted, prompt, k, values.data_ptr(), ids.data_ptr())
+        values, ids = np.empty((len(wanted), k), np.float32), np.empty((len(wanted), k), np.int32)
+        self._run(self._decoder.top, rows, wanted, prompt, k, values.ctypes.data, ids.ctypes.data)
         return values, ids
 
-    def prefill(self, ids: Sequence[int], slot: int = 0) -> Tensor:
+    def prefill(self, ids: Sequence[int], slot: int = 0) -> Floats:
         """Append a prompt to a slot; logits float32 [vocabulary] after its last token."""
         return self.forward([(token, slot) for token in ids], [len(ids) - 1], prompt=True)[0]
 
-    def step(self, tokens: Mapping[int, int]) -> Tensor:
+    def step(self, tokens: Mapping[int, int]) -> Floats:
         """Append one token to each of some slots, {slot: id}; logits float32 [len(tokens), vocabulary] in that order."""
         return self.forward([(token, slot) for slot, token in tokens.items()], range(len(tokens)))
 
-    def logits(self, ids: Sequence[int], slot: int = 0, *, prompt: bool = False) -> Tensor:
+    def logits(self, ids: Sequence[int], slot: int = 0, *, prompt: bool = False) -> Floats:
         """Logits float32 [len(ids), vocabulary] of a text that replaces what the slot held, as if decoded token by token
         (`prompt`: as if given, see `forward`)."""
         self.reset(slot)
@@ -190,12 +189,12 @@ class NativeModel:
         return slot
 
     def _run(self, call: Any, rows: Sequence[tuple[int, int]], wanted: Sequence[int], *rest: int) -> None:
-        batch = torch.tensor(rows, dtype=torch.int32).view(-1, 2).T.contiguous()
-        want = torch.tensor(wanted, dtype=torch.int32)
-        if len(want) and (int(want[0]) < 0 or int(want[-1]) >= len(rows) or bool((want[1:] < want[:-1]).any())):
+        batch = np.array(rows, np.int32).reshape(-1, 2).T.copy()
+        want = np.array(wanted, np.int32)
+        if len(want) and (want[0] < 0 or want[-1] >= len(rows) or (want[1:] < want[:-1]).any()):
             raise InputError(f"wanted rows must ascend within 0..{len(rows) - 1}, got {list(wanted)}")
         try:
-            call(batch[0].data_ptr(), batch[1].data_ptr(), len(rows), want.data_ptr(), len(want), *rest)
+            call(batch[0].ctypes.data, batch[1].ctypes.data, len(rows), want.ctypes.data, len(want), *rest)
         except ValueError as error:
             raise InputError(str(error)) from None
 

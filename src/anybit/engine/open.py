@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from anybit.checkpoint.layout import read_config
 from anybit.engine import build
 from anybit.engine.native import NativeModel
+from anybit.engine.tokenizer import Tokenizer, open_tokenizer
 from anybit.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ENGINES = ("auto", "native", "torch")
 log = logging.getLogger("anybit")
@@ -18,7 +21,7 @@ log = logging.getLogger("anybit")
 
 def open_engine(
     directory: str | Path, engine: str = "auto"
-) -> tuple[PreTrainedModel | NativeModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel | NativeModel, PreTrainedTokenizerBase | Tokenizer]:
     """A model that `engine.generate` runs, with its tokenizer.
 
     Args:
@@ -37,7 +40,7 @@ def open_engine(
         from anybit.loading import load_any
 
         return load_any(directory)
-    return NativeModel.open(directory), AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return NativeModel.open(directory), open_tokenizer(Path(directory))
 
 
 def _refusal(directory: Path) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from numpy.typing import NDArray
 
 from anybit.engine.native import NativeModel
-from anybit.layers.linear import Terms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Stepper(Protocol):
@@ -21,19 +19,17 @@ class Stepper(Protocol):
     Attributes:
         context: most tokens a text can have, None for no limit.
         end_ids: tokens that end a text; None: ask the tokenizer.
-        device: of the logits.
     """
 
     context: int | None
     end_ids: frozenset[int] | None
-    device: torch.device
 
-    def prefill(self, ids: Sequence[int]) -> Tensor:
-        """Begin a text; logits [vocabulary] after its last token."""
+    def prefill(self, ids: Sequence[int]) -> NDArray[Any]:
+        """Begin a text; logits float32 [vocabulary] after its last token."""
         ...
 
-    def step(self, token: int) -> Tensor:
-        """Append a token; logits [vocabulary] after it."""
+    def step(self, token: int) -> NDArray[Any]:
+        """Append a token; logits float32 [vocabulary] after it."""
         ...
 
 
@@ -44,65 +40,21 @@ class NativeStepper:
         self._model = model
         self.context: int | None = model.context
         self.end_ids: frozenset[int] | None = model.end_ids or None
-        self.device = torch.device("cpu")
 
-    def prefill(self, ids: Sequence[int]) -> Tensor:
+    def prefill(self, ids: Sequence[int]) -> NDArray[Any]:
         """See `Stepper`."""
         self._model.reset()
         return self._model.prefill(ids)
 
-    def step(self, token: int) -> Tensor:
+    def step(self, token: int) -> NDArray[Any]:
         """See `Stepper`."""
         return self._model.step({0: token})[0]
 
 
-class TorchStepper:
-    """A text in the cache of a transformers model."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._cache = model, None
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-        self.end_ids = None if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
-        self.device = model.device
-        # only the last position's logits are wanted: [prompt, vocabulary] would be the largest tensor of the whole run
-        accepts = inspect.signature(model.forward).parameters
-        self._options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
-        self._quantized = any(isinstance(module, Terms) for module in model.modules())
-
-    def prefill(self, ids: Sequence[int]) -> Tensor:
-        """See `Stepper`."""
-        self._cache = None
-        return self._forward(ids)
-
-    def step(self, token: int) -> Tensor:
-        """See `Stepper`."""
-        # Our own threads do the work that is worth sharing, and torch has only small operations left. On a busy
-        # machine, sharing those made attention alone take 100 times as long (kernels/linear_w_a16/NOTES.md).
-        with torch_threads(1 if self._quantized else None):
-            return self._forward([token])
-
-    def _forward(self, ids: Sequence[int]) -> Tensor:
-        step = torch.tensor([list(ids)], device=self.device)
-        with torch.inference_mode():
-            output = self._model(input_ids=step, past_key_values=self._cache, use_cache=True, **self._options)
-        self._cache = output.past_key_values
-        logits: Tensor = output.logits[0, -1]
-        return logits
-
-
 def stepper(model: PreTrainedModel | NativeModel) -> Stepper:
     """The stepper of either kind of model."""
-    return NativeStepper(model) if isinstance(model, NativeModel) else TorchStepper(model)
+    if isinstance(model, NativeModel):
+        return NativeStepper(model)
+    from anybit.engine.torch_stepper import TorchStepper  # the native engine runs without PyTorch
 
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Run the body with this many torch threads, None: all it has."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return TorchStepper(model)

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from anybit.engine.architectures import Config, architecture
 from anybit.engine.build import head_name, linear_names
-from anybit.formats.decoder import Form, groups
-from anybit.formats.terms import precisions
-from anybit.kernels.linear_w_a8.op import COLUMNS, LINE, ROWS
+from anybit.formats.form import Form, groups, precisions
+from anybit.kernels.linear_w_a8.tiles import COLUMNS, LINE, ROWS
 from anybit.layers.precision import width_read
 
 

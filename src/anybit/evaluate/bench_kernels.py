@@ -119,7 +119,9 @@ def dequantized(x: linear_w_a8.Quantized, columns: int, group: int) -> Tensor:
 def _copy(weight: linear_w_a8.Tiled, memory: Memory) -> linear_w_a8.Tiled:
     parts = {"planes": weight.planes, "scale": weight.scale, "zero": weight.zero}
     taken = {
-        name: memory.take(tuple(part.shape), part.dtype).copy_(part) for name, part in parts.items() if part is not None
+        name: torch.from_numpy(memory.take(tuple(part.shape), part.numpy().dtype)).copy_(part)
+        for name, part in parts.items()
+        if part is not None
     }
     return replace(weight, **taken)  # type: ignore[arg-type]  # every name goes to its own tensor
 

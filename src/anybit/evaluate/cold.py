@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from anybit.engine.memory import Memory
@@ -20,7 +21,7 @@ def read_buffer() -> torch.Tensor:
     """
     wanted = max(3 * last_level_cache(), _GIB)
     size = max(1 << 20, min(wanted, free_memory() // 4) >> 20 << 20)
-    return Memory().take((size,), torch.uint8).fill_(1)
+    return torch.from_numpy(Memory().take((size,), np.uint8)).fill_(1)
 
 
 def beyond_cache(size: int) -> bool:

@@ -6,14 +6,15 @@ A decoder is data: frozen tensors plus a rule that turns codes [N, K] into numbe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
+from anybit.formats.form import Form as Form
+from anybit.formats.form import groups as groups
 
-Form = dict[str, Any]
 Spec = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -57,11 +58,6 @@ class Decoder(Protocol):
     def restore(cls, form: Form, tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `form()` and `tensors()`."""
         ...
-
-
-def groups(columns: int, group_size: int) -> int:
-    """Groups per row; the last one is shorter when `group_size` does not divide `columns`."""
-    return -(-columns // group_size)
 
 
 def by_group(values: Tensor, group_size: int) -> Tensor:

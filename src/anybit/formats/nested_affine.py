@@ -19,8 +19,7 @@ from torch import Tensor
 from anybit.errors import FormatError
 from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form, Spec, groups, per_column
-
-RATIO_ONE = 128
+from anybit.formats.form import RATIO_ONE
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
-
-MAX_BITS = 8
-
-
-def row_bytes(columns: int) -> int:
-    """Bytes of one plane row of `columns` codes."""
-    return (columns + 7) // 8
+from anybit.formats.form import MAX_BITS as MAX_BITS
+from anybit.formats.form import row_bytes as row_bytes
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -22,6 +22,7 @@ from anybit.formats.codebook import Codebook
 from anybit.formats.decoder import Decoder, Form, Spec
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.floating import Floating
+from anybit.formats.form import precisions as precisions
 from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.planes import pack, row_bytes, unpack
 
@@ -115,14 +116,6 @@ def row_slice(term: Term, start: int, stop: int) -> Term:
     form = term.decoder.form()
     rows = {name: tensor[start:stop] for name, tensor in term.decoder.tensors().items()}
     return CodeTerm(term.planes[:, start:stop], DECODERS[form["kind"]].restore(form, rows), shape, term.columns)
-
-
-def precisions(form: Form) -> tuple[int, ...]:
-    """Widths at which a layer of this form can be read, ascending: those of its nested code terms in common, or the one
-    it stores; empty when no term holds codes."""
-    codes = [set(part.get("precisions", (part["bits"],))) for part in form["terms"] if part["term"] == "code"]
-    nested = [found for found in codes if len(found) > 1] or codes
-    return tuple(sorted(set.intersection(*nested))) if nested else ()
 
 
 def save_terms(terms: Sequence[Term], shape: Shape) -> tuple[Form, dict[str, Tensor]]:

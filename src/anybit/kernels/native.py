@@ -10,10 +10,12 @@ import functools
 import importlib
 import logging
 from types import ModuleType
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from anybit.errors import KernelUnavailable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("anybit")
 

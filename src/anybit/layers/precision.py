@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anybit.errors import InputError
-from anybit.formats.decoder import Form
-from anybit.formats.terms import precisions
+from anybit.formats.form import Form, precisions
 
 
 class Precision:

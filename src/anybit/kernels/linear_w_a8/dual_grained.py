@@ -7,32 +7,54 @@ as DGQ and QoQ want it. A kernel that expands groups in integers itself would re
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
 
-from anybit.formats.dual_grained import DualGrained
-from anybit.formats.planes import pack, unpack
+import numpy as np
+
+from anybit.errors import FormatError
+from anybit.formats.form import row_bytes
+from anybit.kernels import native
+from anybit.kernels.linear_w_a8.tiles import Array
 
 _ROWS = 512
 """Rows expanded at a time: a few megabytes of integers, whatever the size of the layer."""
 
 
-def as_bytes(planes: Tensor, decoder: DualGrained, columns: int) -> tuple[Tensor, Tensor, None]:
-    """Planes uint8 [8, N, ceil(K/8)], scale float16 [N, 1] and no zero (128), as `op.tile` takes them.
+def as_bytes(tensors: Mapping[str, Array], group_size: int, columns: int) -> tuple[Array, Array, None]:
+    """Planes uint8 [8, N, ceil(K/8)], scale float16 [N, 1] and no zero (128), as `tile_joined` takes them.
 
     Args:
-        planes: uint8 [b, N, ceil(K/8)].
-        decoder: of these codes.
+        tensors: as they are saved: `weight`, the planes uint8 [b, N, ceil(K/8)], `channel_scale`, `group_scale`, `group_zero`.
+        group_size: columns per group.
         columns: K, also the group size of the result.
 
     Raises:
         FormatError: an integer weight outside int8.
     """
-    parts = []
+    planes = tensors["weight"]
+    out = np.empty((8, planes.shape[1], row_bytes(columns)), np.uint8)
     for start in range(0, planes.shape[1], _ROWS):
         rows = slice(start, start + _ROWS)
-        tables = (decoder.channel_scale[rows], decoder.group_scale[rows], decoder.group_zero[rows])
-        some = DualGrained(decoder.bits, decoder.group_size, *tables)
-        integer = some.integer(unpack(planes[:, rows], columns))
-        parts.append(pack(integer.view(torch.uint8) ^ 0x80, 8))  # the sign bit flipped: + 128
-    return torch.cat(parts, 1), decoder.channel_scale, None
+        scale, zero = (
+            np.repeat(tensors[name][rows].astype(np.int32), group_size, 1)[:, :columns]
+            for name in ("group_scale", "group_zero")
+        )
+        product = scale * (_unpacked(planes[:, rows], columns) - zero)
+        if product.min() < -128 or product.max() > 127:
+            raise FormatError(f"dual-grained codes reach {product.min()}..{product.max()}, outside int8")
+        out[:, rows] = _packed((product + 128).astype(np.uint8))
+    return out, tensors["channel_scale"], None
+
+
+def _unpacked(planes: Array, columns: int) -> Array:
+    """Planes uint8 [b, N, ceil(K/8)] as codes uint8 [N, K]."""
+    planes, codes = np.ascontiguousarray(planes), np.empty((planes.shape[1], columns), np.uint8)
+    native.loaded().unpack_planes(planes.ctypes.data, codes.ctypes.data, *planes.shape[:2], columns)
+    return codes
+
+
+def _packed(codes: Array) -> Array:
+    """Codes uint8 [N, K] as planes uint8 [8, N, ceil(K/8)]."""
+    planes = np.empty((8, len(codes), row_bytes(codes.shape[1])), np.uint8)
+    native.loaded().pack_planes(codes.ctypes.data, planes.ctypes.data, 8, *codes.shape)
+    return planes

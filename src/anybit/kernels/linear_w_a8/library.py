@@ -9,7 +9,8 @@ from torch import Tensor
 from anybit.errors import FormatError, KernelUnavailable
 from anybit.formats.decoder import groups
 from anybit.kernels import native
-from anybit.kernels.linear_w_a8.op import COLUMNS, LINE, ROWS, Quantized, Tiled, linear_quantized, refusal
+from anybit.kernels.linear_w_a8.op import Quantized, Tiled, linear_quantized
+from anybit.kernels.linear_w_a8.tiles import COLUMNS, LINE, ROWS, refusal
 from anybit.kernels.quantize_activations import op as quantize_activations
 
 

@@ -6,56 +6,55 @@ say so, and its zero then lies between codes. Such a zero is exact in float32, i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from anybit.errors import FormatError
-from anybit.formats.nested_affine import NestedAffine
-from anybit.kernels.linear_w_a8.op import ROWS, Empty, Tiled, tile_joined, tile_table
+from anybit.formats.form import RATIO_ONE, Form
+from anybit.kernels.linear_w_a8.tiles import ROWS, Array, Empty, Tiled, tile_joined, tile_table
 
 
 def tile_nested(
-    parts: Sequence[tuple[Tensor, NestedAffine]], columns: int, empty: Empty | None = None
-) -> dict[int, Tiled]:
+    parts: Sequence[Mapping[str, Array]], form: Form, columns: int, empty: Empty = np.empty
+) -> dict[int, Tiled[Array]]:
     """Every readable width of weights that read the same input, one below the other; planes are shared, tables by those widths
     that share them on disk.
 
     Args:
-        parts: (planes uint8 [b, N, ceil(K/8)], decoder) of each; decoders differ in their tensors alone.
+        parts: of each the tensors as saved: `weight`, the planes uint8 [b, N, ceil(K/8)], `scale`, `zero{t}`, `ratio{t}`.
+        form: of their one term.
         columns: K.
-        empty: memory for (shape, dtype); default: `torch.empty`.
+        empty: memory for (shape, dtype).
 
     Raises:
-        FormatError: weights of different widths or groups, or what `tile` refuses.
+        FormatError: what `tile_joined` refuses.
     """
-    first = parts[0][1]
-    if any(decoder.form() != first.form() for _, decoder in parts):
-        raise FormatError("nested weights of different widths, groups or tables cannot be joined")
-    allocate = empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype))
-    whole = tile_joined(
-        [(planes, decoder.scale, None) for planes, decoder in parts], first.group_size, columns, allocate
-    )
+    stored = form["bits"]
+    whole = tile_joined([(part["weight"], part["scale"], None) for part in parts], form["group_size"], columns, empty)
     tables = {}
-    for table in first.zeros:
-        grids = [decoder.grid(table) for _, decoder in parts]
+    for table in form["tables"]:
         scale = whole.scale
-        if table != first.bits:
-            scale = _tiled(torch.cat([scale for scale, _ in grids]), allocate)
-        tables[table] = (scale, _tiled(torch.cat([zero for _, zero in grids]), allocate))
+        if table != stored:
+            scale = _tiled(np.concatenate([_scale(part, table) for part in parts]), empty)
+        tables[table] = (scale, _tiled(np.concatenate([part[f"zero{table}"] for part in parts]), empty))
     views = {}
-    for bits in first.precisions:
+    for bits in form["precisions"]:
         scale, zero = tables[min(table for table in tables if table >= bits)]
-        step = 2.0 ** (first.bits - bits)
+        step = 2.0 ** (stored - bits)
         add = -(1 - 1 / step) / 2
         views[bits] = replace(whole, bits=bits, scale=scale, zero=zero, scale_mul=step, zero_mul=1 / step, zero_add=add)
     return views
 
 
-def _tiled(table: Tensor, allocate: Empty) -> Tensor:
+def _scale(part: Mapping[str, Array], table: int) -> Array:
+    """Scales float16 [N, G] of a tabled width: the product of two numbers that float32 holds, rounded once."""
+    ratio = part[f"ratio{table}"].astype(np.float32)
+    return (part["scale"].astype(np.float32) * ratio / RATIO_ONE).astype(np.float16)
+
+
+def _tiled(table: Array, empty: Empty) -> Array:
     """[N, G] as [ceil(N/16), G, 16]; zeros take a byte each whatever the width: they count steps of the stored codes."""
-    tiled = allocate((-(-len(table) // ROWS), table.shape[1], ROWS), table.dtype)
+    tiled = empty((-(-len(table) // ROWS), table.shape[1], ROWS), table.dtype)
     tile_table(table, tiled)
     return tiled
