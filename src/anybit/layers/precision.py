@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from anybit.errors import InputError
 from anybit.formats.decoder import Form
@@ -23,7 +23,7 @@ class Precision:
     def __init__(self, available: Sequence[int]) -> None:
         """Starts at the highest width."""
         self.available = tuple(sorted(available))
-        self.cell: Tensor = torch.full((1,), self.available[-1], dtype=torch.int32)
+        self.cell: NDArray[np.int32] = np.full(1, self.available[-1], np.int32)
         self._bits = self.available[-1]
 
     @property
@@ -37,6 +37,12 @@ class Precision:
             raise InputError(f"precision {bits} is not in this checkpoint; it holds {list(self.available)}")
         self._bits = bits
         self.cell[0] = bits
+
+
+def width_read(offered: Sequence[int], bits: int) -> int:
+    """The width at which a weight that offers some, ascending, is read in a model that runs at `bits`: the narrowest that is
+    no narrower, or the widest."""
+    return next((width for width in offered if width >= bits), offered[-1])
 
 
 def available_precisions(forms: Iterable[Form]) -> tuple[int, ...]:
