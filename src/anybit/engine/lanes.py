@@ -6,13 +6,17 @@ For schedules that are tuned, trained and measured: many texts at once, steps ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anybit.engine.native import NativeModel
+
 Array = NDArray[np.float32]
+LANES = 16
 
 
 class Lanes(Protocol):
@@ -55,6 +59,30 @@ class Lanes(Protocol):
         ...
 
 
+def open_lanes(directory: str | Path, engine: str = "auto", longest: int = 1024) -> Lanes:
+    """Lanes of a checkpoint.
+
+    Args:
+        directory: what `anybit quantize` wrote.
+        engine: `native`, `torch`, or `auto`: native where it can.
+        longest: tokens of the longest text.
+
+    Raises:
+        KernelUnavailable: `native` cannot run this model. Others: those of `NativeModel.open` and `anybit.load`.
+    """
+    from anybit.engine.open import native_refusal
+
+    if engine == "native" or (engine == "auto" and not native_refusal(Path(directory))):
+        model = NativeModel.open(directory, max_tokens=LANES * longest, max_sequences=LANES)
+        return NativeLanes(model, LANES)
+    from anybit.loading import load
+
+    slow = load(directory)
+    ends = slow.generation_config.eos_token_id if slow.generation_config is not None else None
+    end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+    return TorchLanes(slow, slow.precision, end_ids)
+
+
 class LaneFeatures:
     """`engine.schedule.Features` of one lane."""
 
@@ -64,6 +92,45 @@ class LaneFeatures:
     def last_keys_values(self) -> tuple[Array, Array]:
         """See `Features`."""
         return self._lanes.last_keys_values(self._lane)
+
+
+class NativeLanes:
+    """The slots of a native model: a pass over many lanes reads the weights once."""
+
+    def __init__(self, model: NativeModel, count: int) -> None:
+        """`count`: slots the model was opened with."""
+        self._model, self.count = model, count
+        self.precisions: tuple[int, ...] = model.precision.available
+        self.context: int | None = model.context
+        self.end_ids: frozenset[int] = model.end_ids
+
+    def read(self, lane: int, ids: Sequence[int], bits: int) -> Array:
+        """See `Lanes`."""
+        self._model.precision.bits = bits
+        self._model.reset(lane)
+        return np.asarray(self._model.prefill(ids, lane).numpy())
+
+    def step(self, tokens: Mapping[int, int], bits: int) -> Array:
+        """See `Lanes`."""
+        self._model.precision.bits = bits
+        return np.asarray(self._model.step(tokens).numpy())
+
+    def extend(self, lane: int, ids: Sequence[int], bits: int) -> Array:
+        """See `Lanes`."""
+        self._model.precision.bits = bits
+        return np.asarray(self._model.forward([(token, lane) for token in ids], range(len(ids))).numpy())
+
+    def length(self, lane: int) -> int:
+        """See `Lanes`."""
+        return self._model.length(lane)
+
+    def keep(self, lane: int, length: int) -> None:
+        """See `Lanes`."""
+        self._model.truncate(lane, length)
+
+    def last_keys_values(self, lane: int) -> tuple[Array, Array]:
+        """See `Lanes`."""
+        return self._model.last_keys_values(lane)
 
 
 class TorchLanes:
