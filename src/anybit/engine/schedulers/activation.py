@@ -42,7 +42,9 @@ class ActivationSchedule:
         """
         hidden = getattr(features, "last_hidden", None)
         if hidden is None:
-            raise InputError("the activation schedule needs hidden states, which only the torch engine gives; use --engine torch")
+            raise InputError(
+                "the activation schedule needs hidden states, which only the torch engine gives; use --engine torch"
+            )
         mean = np.asarray(hidden(), np.float32).mean(axis=0)
         classes = [int(mlp(head, mean).argmax()) for head in self.heads]
         return switches_of(self.precisions, classes, max_new_tokens, self.parts)

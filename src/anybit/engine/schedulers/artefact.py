@@ -63,7 +63,11 @@ def save(path: Path, facts: Mapping[str, Any], heads: Sequence[Mapping[str, Any]
     if heads:
         from safetensors.numpy import save_file
 
-        tensors = {f"{pair}.{name}": np.ascontiguousarray(t, np.float32) for pair, h in enumerate(heads) for name, t in h.items()}
+        tensors = {
+            f"{pair}.{name}": np.ascontiguousarray(t, np.float32)
+            for pair, h in enumerate(heads)
+            for name, t in h.items()
+        }
         save_file(tensors, partial, metadata={"anybit": text})
     else:
         partial.write_text(text + "\n", encoding="utf-8")
@@ -80,7 +84,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise InputError(f"{path}: no such schedule; make one with `anybit schedule tune` or `anybit schedule train`")
     try:
         facts, tensors = _contents(path)
-        kind, version = facts["kind"], facts["version"]
+        kind, version = facts["kind"], int(facts["version"])
         chain = [int(bits) for bits in facts["precisions"]]
         names = KINDS[kind]
         heads = [{name: tensors[f"{pair}.{name}"] for name in names} for pair in range(len(chain) - 1 if names else 0)]

@@ -32,9 +32,7 @@ class LearnedSchedule:
         """See `Scheduler`. `data` keeps the classes and the probabilities they were chosen by."""
         keys, values = mean_heads(features)
         scores = [head.logits(keys, values) for head in self.heads]
-        state = switches_of(
-            self.precisions, [int(score.argmax()) for score in scores], max_new_tokens, self.parts
-        )
+        state = switches_of(self.precisions, [int(score.argmax()) for score in scores], max_new_tokens, self.parts)
         state.data["probabilities"] = [softmax(score) for score in scores]
         return state
 

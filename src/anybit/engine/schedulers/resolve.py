@@ -32,7 +32,9 @@ def resolve(spec: str, directory: str | Path, available: Sequence[int]) -> Sched
     check_available(scheduler, available)
     prefill = prefill_bits(scheduler)
     if prefill is not None and prefill not in available:
-        raise InputError(f"--schedule {spec} reads prompts at {prefill} bits; this checkpoint holds {sorted(available)}")
+        raise InputError(
+            f"--schedule {spec} reads prompts at {prefill} bits; this checkpoint holds {sorted(available)}"
+        )
     return scheduler
 
 
@@ -51,7 +53,9 @@ def _find(spec: str, directory: Path) -> Scheduler:
     if spec == "auto":
         path = schedule_path(directory, "learned")
         if not path.is_file():
-            raise InputError(f"--schedule auto: {directory} has no trained schedule; run `anybit schedule train {directory}`")
+            raise InputError(
+                f"--schedule auto: {directory} has no trained schedule; run `anybit schedule train {directory}`"
+            )
         return load(path, directory)
     if kind == "task":
         return _of_task(rest, directory)

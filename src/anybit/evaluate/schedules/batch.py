@@ -36,7 +36,9 @@ class Batch:
         if len(prompts) > lanes.count:
             raise InputError(f"{len(prompts)} prompts do not fit {lanes.count} lanes")
         if lanes.context is not None and max(map(len, prompts)) + limit > lanes.context:
-            raise InputError(f"a prompt of {max(map(len, prompts))} tokens and {limit} new ones exceed the model's context")
+            raise InputError(
+                f"a prompt of {max(map(len, prompts))} tokens and {limit} new ones exceed the model's context"
+            )
         self._lanes, self._limit = lanes, limit
         self._prompts = [len(prompt) for prompt in prompts]
         self.texts = [[int(np.argmax(lanes.read(lane, prompt, prefill)))] for lane, prompt in enumerate(prompts)]

@@ -129,7 +129,9 @@ def fit(
     return Fitted(_tensors(net), _facts(net, tensors, labels, (train, test), settings) | {"curve": curve})
 
 
-def _epoch(net: nn.Module, optimizer: Any, features: Any, labels: Any, order: Sequence[int], settings: Settings) -> None:
+def _epoch(
+    net: nn.Module, optimizer: Any, features: Any, labels: Any, order: Sequence[int], settings: Settings
+) -> None:
     net.train()
     for start in range(0, len(order), settings.accumulate):
         group = order[start : start + settings.accumulate]
@@ -145,7 +147,9 @@ def _loss(logits: Tensor, label: int, settings: Settings) -> Tensor:
 
 
 @torch.inference_mode()
-def _measure(net: nn.Module, features: Any, labels: Any, order: Sequence[int], settings: Settings) -> tuple[float, list[int]]:
+def _measure(
+    net: nn.Module, features: Any, labels: Any, order: Sequence[int], settings: Settings
+) -> tuple[float, list[int]]:
     """Mean loss and the predictions."""
     net.eval()
     logits = [net(*features[at]) for at in order]
@@ -165,6 +169,7 @@ def _facts(net: nn.Module, features: Any, labels: Any, parts: Any, settings: Set
         "examples": len(labels),
         "train_loss": _measure(net, features, labels, train, settings)[0],
         "eval_loss": loss,
+        "chance_loss": math.log(len(set(labels[at] for at in test))),
         "eval_accuracy": float(np.mean([g == labels[at] for g, at in zip(guesses, held, strict=True)])),
         "eval_accuracy_prior": float(np.mean([labels[at] == common for at in held])),
         "labels": histogram(labels),

@@ -28,11 +28,13 @@ class Labelled:
         scores: ROUGE-L of the text that switched at each point 0..N-1 (None: the high run had ended before), and last of
             the one that never did.
         label: class 0..N.
+        head_count: kv heads that the features are averages of.
     """
 
     features: tuple[Array, Array]
     scores: tuple[float | None, ...]
     label: int
+    head_count: int
 
 
 def label_of(scores: Sequence[float | None]) -> int:
@@ -43,7 +45,9 @@ def label_of(scores: Sequence[float | None]) -> int:
     return next(fine, len(forks))
 
 
-def forked_texts(batch: Batch, pair: tuple[int, int], points: Sequence[int], limit: int) -> list[list[list[int] | None]]:
+def forked_texts(
+    batch: Batch, pair: tuple[int, int], points: Sequence[int], limit: int
+) -> list[list[list[int] | None]]:
     """For each prompt of a fresh batch its texts when switching at each point, and last when never.
 
     Args:
@@ -91,18 +95,14 @@ def label_prompts(
     found: dict[int, Labelled] = {}
     for group in chunks(prompts, lanes.count):
         batch = Batch(lanes, [prompts[at] for at in group], prefill, limit)
-        features = [mean_heads_of(lanes, lane) for lane in range(len(group))]
+        caches = [lanes.last_keys_values(lane) for lane in range(len(group))]
         texts = forked_texts(batch, pair, grid(limit, PARTS)[:-1], limit)
         for lane, at in enumerate(group):
             scores = tuple(
                 None if text is None else rouge_l(decode(text), references[at], stemmed=False) for text in texts[lane]
             )
-            found[at] = Labelled(features[lane], scores, label_of(scores))
+            keys, values = caches[lane]
+            features = keys.mean(axis=0), values.mean(axis=0)
+            found[at] = Labelled(features, scores, label_of(scores), len(keys))
         progress(f"labels {pair[0]} to {pair[1]} bits", len(found), len(prompts))
     return [found[at] for at in range(len(prompts))]
-
-
-def mean_heads_of(lanes: Lanes, lane: int) -> tuple[Array, Array]:
-    """Last-layer keys and values of a lane, averaged over heads, [T, D] each."""
-    keys, values = lanes.last_keys_values(lane)
-    return keys.mean(axis=0), values.mean(axis=0)

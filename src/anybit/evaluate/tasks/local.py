@@ -43,42 +43,49 @@ def shorten(text: str, limit: int) -> str:
     return " ".join(kept)
 
 
-def _news(prompt: Callable[[str, int], str | None], split: str) -> list[Example]:
-    made = (prompt(document.strip(), at) for at, document in enumerate(split_documents(read_documents("lee"), split)))
+def _news(prompt: Callable[[str], str | None], split: str) -> list[Example]:
+    made = (prompt(document.strip()) for document in split_documents(read_documents("lee"), split))
     return [Example(text) for text in made if text is not None]
 
 
-def _articles(prompt: Callable[[str, int], str | None], split: str) -> list[Example]:
+def _articles(prompt: Callable[[str], str | None], split: str) -> list[Example]:
     by_article = [passages(document) for document in split_documents(read_documents("wiki-test"), split)]
     deep = max(map(len, by_article), default=0)
     # one passage of every article, then the next: few examples already span all articles
     mixed = [article[at] for at in range(deep) for article in by_article if at < len(article)]
-    made = (prompt(passage, at) for at, passage in enumerate(mixed))
+    made = map(prompt, mixed)
     return [Example(text) for text in made if text is not None]
 
 
-def _summarise(text: str, at: int) -> str:
+def _summarise(text: str) -> str:
     return f"Summarize the following news article in two or three sentences.\n\n{shorten(text, 220)}"
 
 
-def _continue(text: str, at: int) -> str:
-    """A random length, so that prompts are of varied difficulty."""
+def _continue(text: str) -> str:
+    """A random length, always the same for a text: it makes prompts of varied difficulty (methods/pmpd.md 2.4)."""
     words = text.split()
-    return " ".join(words[: random.Random(at).randint(30, len(words))])
+    return " ".join(words[: random.Random(text).randint(30, len(words))])
 
 
-def _extract(text: str, at: int) -> str:
+def _extract(text: str) -> str:
     return f"List all people, places and organizations that this text mentions, one per line.\n\n{shorten(text, 120)}"
 
 
-def _translate(text: str, at: int) -> str | None:
+def _translate(text: str) -> str | None:
     found = [sentence for sentence in sentences(text) if 8 <= len(sentence.split()) <= 40][:2]
     return f"Translate this text into French.\n\n{' '.join(found)}" if found else None
 
 
 TASKS: tuple[Task, ...] = (
     Task("summarise", "news articles in two or three sentences", 96, "lee", partial(_news, _summarise)),
-    Task("continue", "encyclopedia text, cut at random, to go on with", 96, "wiki-test", partial(_articles, _continue), True),
+    Task(
+        "continue",
+        "encyclopedia text, cut at random, to go on with",
+        96,
+        "wiki-test",
+        partial(_articles, _continue),
+        True,
+    ),
     Task("extract", "names in encyclopedia text, one per line", 64, "wiki-test", partial(_articles, _extract)),
     Task("translate", "two sentences of news into French", 64, "lee", partial(_news, _translate)),
 )

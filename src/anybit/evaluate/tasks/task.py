@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,9 +100,3 @@ def encode(tokenizer: Any, task: Task, example: Example, style: str = "auto") ->
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
     text = example.prompt if style == "plain" else f"{ASSISTANT}\n\nHuman: {example.prompt}\n\nAssistant:"
     return list(tokenizer(text)["input_ids"])
-
-
-def cut(ids: Sequence[int], draw: random.Random, least: int = 32) -> list[int]:
-    """A prompt cut to a random length between half (at most `least`) and all of it: what makes prompts of varied difficulty
-    (methods/pmpd.md 2.4)."""
-    return list(ids[: draw.randint(min(least, max(1, len(ids) // 2)), len(ids))])
