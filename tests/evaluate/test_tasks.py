@@ -18,8 +18,10 @@ from tiny_models import tiny_tokenizer
 def test_splits_share_no_document() -> None:
     documents = [str(at) for at in range(300)]
     parts = [split_documents(documents, split) for split in SPLITS]
-    assert [len(part) for part in parts] == [150, 50, 100]
+    assert [len(part) for part in parts] == [120, 60, 120]
     assert sorted(itertools.chain(*parts), key=int) == documents
+    again = [f"{'same start ' * 9}{at % 3}" for at in range(40)]
+    assert sum(len(split_documents([*again, *documents], split)) for split in SPLITS) == 301
     with pytest.raises(InputError, match="no split 'dev'"):
         split_documents(documents, "dev")
 

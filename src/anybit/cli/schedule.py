@@ -13,15 +13,23 @@ from anybit.cli.output import print_json, say, say_facts, say_table
 from anybit.cli.progress import progress_bars
 from anybit.errors import InputError
 
-Chain = Annotated[str | None, typer.Option(metavar="4,3,2", help="Precisions to fall through; default: the stored ones up to 4")]
+Chain = Annotated[
+    str | None, typer.Option(metavar="4,3,2", help="Precisions to fall through; default: the stored ones up to 4")
+]
 Baseline = Annotated[str | None, typer.Option(metavar="MODEL", help="Float model to agree with; default: the ledger's")]
-Engine = Annotated[str, typer.Option(metavar="auto|native|torch", help="What runs the model; auto: native where it can")]
-Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Default: where `generate --schedule` finds it, in DIR/schedules")]
+Engine = Annotated[
+    str, typer.Option(metavar="auto|native|torch", help="What runs the model; auto: native where it can")
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Default: where `generate --schedule` finds it, in DIR/schedules")
+]
 
 
 def tune(
     directory: Directory,
-    task: Annotated[str, typer.Option(metavar="NAME", help="summarise, continue, extract, translate; cnn-dm ... from the hub")],
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="summarise, continue, extract, translate; cnn-dm ... from the hub")
+    ],
     chain: Chain = None,
     target: Annotated[
         str | None, typer.Option(metavar="'rouge-loss<=0.02'", help="Share of ROUGE-L that may be lost; the default")
@@ -49,7 +57,14 @@ def tune(
     subject = Subject(directory, baseline, engine)
     with progress_bars() as progress:
         facts = run(
-            subject, task, target=goal, chain=precisions, samples=samples, length=max_new_tokens, out=out, progress=progress
+            subject,
+            task,
+            target=goal,
+            chain=precisions,
+            samples=samples,
+            length=max_new_tokens,
+            out=out,
+            progress=progress,
         )
     if json:
         print_json(facts)
@@ -67,7 +82,9 @@ def train(
     samples: Annotated[int, typer.Option(metavar="N", min=20, help="Prompts in all")] = 256,
     max_new_tokens: Annotated[int, typer.Option(metavar="L", min=3, help="Length of the texts labels come from")] = 96,
     trials: Annotated[int, typer.Option(metavar="N", min=0, help="Search hyper-parameters N times (needs optuna)")] = 0,
-    paper_exact: Annotated[bool, typer.Option("--paper-exact", help="Train through the paper's double softmax")] = False,
+    paper_exact: Annotated[
+        bool, typer.Option("--paper-exact", help="Train through the paper's double softmax")
+    ] = False,
     out: Out = None,
     baseline: Baseline = None,
     engine: Engine = "auto",
@@ -143,10 +160,15 @@ def show_options(facts: dict[str, Any]) -> None:
     chosen = facts["prefill"], [list(switch) for switch in facts["switches"]]
     rows = []
     for option in facts["options"]:
-        switches = [[int(part.split("@")[1]) if "@" in part else 0, int(part.split("@")[0])] for part in option["schedule"].split(",")]
+        switches = [
+            [int(part.split("@")[1]) if "@" in part else 0, int(part.split("@")[0])]
+            for part in option["schedule"].split(",")
+        ]
         change = f"{option['difference']:+.3f} [{option['low']:+.3f}, {option['high']:+.3f}]"
         mark = "<-" if (option["prefill"], switches) == chosen else ""
-        rows.append([option["prefill"], option["schedule"], f"{option['bits']:.2f}", f"{option['rouge']:.3f}", change, mark])
+        rows.append(
+            [option["prefill"], option["schedule"], f"{option['bits']:.2f}", f"{option['rouge']:.3f}", change, mark]
+        )
     say_table(["prompt", "schedule", "bits", "ROUGE-L", "change (95 %)", ""], rows, right=["prompt", "bits", "ROUGE-L"])
 
 
@@ -164,4 +186,6 @@ def show_pairs(facts: dict[str, Any]) -> None:
             }
         )
         if pair["collapsed"]:
-            say(f"warning: this head always answers {next(iter(pair['predictions']))}; it is a static schedule, use `schedule tune`")
+            say(
+                f"warning: this head always answers {next(iter(pair['predictions']))}; it is a static schedule, use `schedule tune`"
+            )

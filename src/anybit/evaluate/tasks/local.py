@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 from anybit.calibration.text import read_documents
 from anybit.evaluate.tasks.task import Example, Task, split_documents
@@ -16,6 +16,12 @@ from anybit.evaluate.tasks.task import Example, Task, split_documents
 PASSAGE_WORDS = 110
 PASSAGES_EACH = 24
 """Passages taken of one long document, so that none fills a split."""
+
+
+@cache
+def _documents(source: str) -> tuple[str, ...]:
+    """Documents of a builtin text, cleaned once."""
+    return tuple(read_documents(source))
 
 
 def sentences(text: str) -> list[str]:
@@ -44,12 +50,12 @@ def shorten(text: str, limit: int) -> str:
 
 
 def _news(prompt: Callable[[str], str | None], split: str) -> list[Example]:
-    made = (prompt(document.strip()) for document in split_documents(read_documents("lee"), split))
+    made = (prompt(document.strip()) for document in split_documents(_documents("lee"), split))
     return [Example(text) for text in made if text is not None]
 
 
 def _articles(prompt: Callable[[str], str | None], split: str) -> list[Example]:
-    by_article = [passages(document) for document in split_documents(read_documents("wiki-test"), split)]
+    by_article = [passages(document) for document in split_documents(_documents("wiki-test"), split)]
     deep = max(map(len, by_article), default=0)
     # one passage of every article, then the next: few examples already span all articles
     mixed = [article[at] for at in range(deep) for article in by_article if at < len(article)]

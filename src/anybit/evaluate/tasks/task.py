@@ -9,8 +9,10 @@ from typing import Any
 from anybit.errors import CalibrationError, InputError
 
 SPLITS = ("train", "validation", "test")
-_TURN = ("train", "test", "train", "validation", "train", "test")
-"""Splits of six documents in a row."""
+_TURN = ("train", "test", "validation", "train", "test")
+"""Splits of five documents in a row."""
+_ALIKE = 80
+"""Characters by which two documents count as the same: news comes again with another end."""
 ASSISTANT = "You are a helpful assistant. "
 STYLES = ("auto", "paper", "chat", "plain")
 
@@ -49,14 +51,16 @@ class Task:
 
 
 def split_documents(documents: Sequence[str], split: str) -> list[str]:
-    """The documents of a split: half train, a third test, a sixth validation, dealt out in order.
+    """The documents of a split: two fifths train, two test, one validation, dealt out in order; of documents that begin
+    alike only the first is taken, so that none is in two splits.
 
     Raises:
         InputError: no such split.
     """
     if split not in SPLITS:
         raise InputError(f"no split '{split}'; known: {', '.join(SPLITS)}")
-    return [document for at, document in enumerate(documents) if _TURN[at % len(_TURN)] == split]
+    different = {document.strip()[:_ALIKE]: document for document in reversed(documents)}
+    return [document for at, document in enumerate(reversed(different.values())) if _TURN[at % len(_TURN)] == split]
 
 
 def take(task: Task, split: str, count: int, calibration: str | None = None) -> list[Example]:
