@@ -276,9 +276,8 @@ def main() -> None:
     options.out.write_text(json.dumps(about | found, indent=1) + "\n")
     for line in found["comparisons"]:
         r = line["rouge"]
-        print(
-            f"{line['what']}: ROUGE-L {r['mean']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}], bits {line['bits'][0]:.2f} / {line['bits'][1]:.2f}"
-        )
+        interval = f"{r['mean']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"
+        print(f"{line['what']}: ROUGE-L {interval}, bits {line['bits'][0]:.2f} / {line['bits'][1]:.2f}")
 
 
 if __name__ == "__main__":

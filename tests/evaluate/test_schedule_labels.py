@@ -45,7 +45,7 @@ def test_label_rule() -> None:
 
 
 def test_a_fork_after_the_end_is_no_fork() -> None:
-    lanes = ScriptedLanes(lambda tokens, widths: END if len(tokens) == 5 else 7)
+    lanes = ScriptedLanes(lambda tokens, _: END if len(tokens) == 5 else 7)
     texts = forked_texts(Batch(lanes, [[1, 2]], 4, 9), (4, 3), grid(9)[:-1], 9)
     assert texts == [[[7, 7, 7, END], None, None, [7, 7, 7, END]]]
 

@@ -41,7 +41,7 @@ def test_local_tasks(task: Task) -> None:
 
 
 def test_no_task_on_the_calibration_text() -> None:
-    task = Task("x", "", 9, "lee", lambda split: [Example("a"), Example("b")])
+    task = Task("x", "", 9, "lee", lambda _: [Example("a"), Example("b")])
     assert take(task, "test", 2, "wiki") == [Example("a"), Example("b")]
     with pytest.raises(InputError, match="calibrated on"):
         take(task, "test", 2, "lee")
@@ -84,6 +84,6 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = SimpleNamespace(load_dataset=offline)
     before = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: datasets if name == "datasets" else before(name))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     with pytest.raises(CalibrationError, match=r"cannot load 'knkarthick/dialogsum' \(no route\); check the network"):
         find_task("dialogsum").examples("test")

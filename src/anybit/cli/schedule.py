@@ -157,15 +157,11 @@ def parse_chain(text: str | None) -> tuple[int, ...] | None:
 
 def show_options(facts: dict[str, Any]) -> None:
     """The schedules that were tried, the chosen one marked."""
-    chosen = facts["prefill"], [list(switch) for switch in facts["switches"]]
+    chosen = facts["prefill"], facts["schedule"]
     rows = []
     for option in facts["options"]:
-        switches = [
-            [int(part.split("@")[1]) if "@" in part else 0, int(part.split("@")[0])]
-            for part in option["schedule"].split(",")
-        ]
         change = f"{option['difference']:+.3f} [{option['low']:+.3f}, {option['high']:+.3f}]"
-        mark = "<-" if (option["prefill"], switches) == chosen else ""
+        mark = "<-" if (option["prefill"], option["schedule"]) == chosen else ""
         rows.append(
             [option["prefill"], option["schedule"], f"{option['bits']:.2f}", f"{option['rouge']:.3f}", change, mark]
         )
@@ -186,6 +182,4 @@ def show_pairs(facts: dict[str, Any]) -> None:
             }
         )
         if pair["collapsed"]:
-            say(
-                f"warning: this head always answers {next(iter(pair['predictions']))}; it is a static schedule, use `schedule tune`"
-            )
+            say("warning: this head always gives the same answer: it is a static schedule; use `anybit schedule tune`")

@@ -17,7 +17,7 @@ from anybit.report.markup import Html
 from anybit.report.sections import figure_section
 
 Row = dict[str, Any]
-SHOWN_STEPS = 8
+SHOWN_STEPS = 7
 """Lines in the picture of bits per step; more cannot be told apart."""
 
 

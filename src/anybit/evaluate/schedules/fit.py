@@ -169,7 +169,7 @@ def _facts(net: nn.Module, features: Any, labels: Any, parts: Any, settings: Set
         "examples": len(labels),
         "train_loss": _measure(net, features, labels, train, settings)[0],
         "eval_loss": loss,
-        "chance_loss": math.log(len(set(labels[at] for at in test))),
+        "chance_loss": math.log(len({labels[at] for at in test})),
         "eval_accuracy": float(np.mean([g == labels[at] for g, at in zip(guesses, held, strict=True)])),
         "eval_accuracy_prior": float(np.mean([labels[at] == common for at in held])),
         "labels": histogram(labels),

@@ -65,6 +65,7 @@ def tune(
         "task": task.name,
         "precisions": sorted(found.best.schedule.precisions, reverse=True),
         "prefill": found.best.prefill,
+        "schedule": spell(found.best.schedule),
         "switches": [list(switch) for switch in found.best.schedule.switches],
         "grid": [PARTS, prompts.length],
         "length": prompts.length,
