@@ -163,6 +163,12 @@ def test_train_and_use(checkpoint: Path, run: Callable[..., tuple[int, str, str]
     assert run("schedule", "show", facts["out"])[0] == 0
 
 
+def test_no_tuning_on_the_calibration_text(checkpoint: Path) -> None:
+    source = json.loads((checkpoint / "ledger.json").read_text())["identity"]["data"]["source"]
+    with pytest.raises(InputError, match="calibrated on"):
+        Subject(checkpoint).prompts(Task("words", "", 24, source, examples, plain=True), "validation", 6)
+
+
 def test_what_is_refused(checkpoint: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     tune = ("schedule", "tune", checkpoint, "--samples", 4, "--task")
     for words, why in (

@@ -99,7 +99,8 @@ class Subject:
 
     def examples(self, task: Task, split: str, count: int) -> list[Example]:
         """Examples of a task that the checkpoint was not calibrated on."""
-        return take(task, split, count, (self.ledger.get("calibration") or {}).get("source"))
+        data = self.ledger.get("identity", {}).get("data") or {}
+        return take(task, split, count, data.get("source"))
 
     def prompts(
         self,
