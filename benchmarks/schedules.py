@@ -84,11 +84,11 @@ def halves(high: int, low: int, length: int) -> tuple[FixedSchedule, FixedSchedu
     return FixedSchedule(((0, high), (steps // 2, low))), FixedSchedule(((0, low), (steps - steps // 2, high)))
 
 
-def row(runs: Runs, kl: Sequence[float] | None, length: int) -> dict[str, Any]:
-    """JSON of one schedule: means, and the interval of ROUGE-L over prompts."""
+def row(subject: Subject, prompts: Prompts, runs: Runs, kl: Sequence[float] | None = None) -> dict[str, Any]:
+    """JSON of one schedule: means, and the interval of ROUGE-L over prompts. Mixtures by chance have no texts."""
     zero = [0.0] * len(runs.rouge)
     spread = paired_bootstrap(runs.rouge, zero)
-    steps = [[account.steps[t] for account in runs.bits if t < len(account.steps)] for t in range(length - 1)]
+    steps = [[account.steps[t] for account in runs.bits if t < len(account.steps)] for t in range(prompts.length - 1)]
     return {
         "bits": runs.mean_bits,
         "bits_paper": runs.mean_bits_paper,
@@ -96,6 +96,7 @@ def row(runs: Runs, kl: Sequence[float] | None, length: int) -> dict[str, Any]:
         "rouge_low": spread.low,
         "rouge_high": spread.high,
         "tokens": float(np.mean(runs.tokens)),
+        "vectors": float(np.mean(subject.vectors(prompts, runs))) if runs.texts else None,
         "kl": None if kl is None else float(np.mean(kl)),
         "bits_per_step": [round(float(np.mean(bits)), 3) for bits in steps if bits],
     }
@@ -123,7 +124,7 @@ def expected(shares: Sequence[float], by_class: Sequence[Runs]) -> Runs:
     rouge = sum(w * np.asarray(runs.rouge) for w, runs in zip(weights, by_class, strict=True))
     tokens = sum(w * np.asarray(runs.tokens) for w, runs in zip(weights, by_class, strict=True))
     bits = [account for w, runs in zip(weights, by_class, strict=True) for account in runs.bits * round(100 * w)]
-    return Runs(by_class[0].texts, list(rouge), list(tokens), bits)
+    return Runs([], list(rouge), list(tokens), bits)
 
 
 def learn(subject: Subject, prompts: Prompts, pair: tuple[int, int]) -> tuple[LearnedSchedule, dict[str, Any]]:
@@ -238,7 +239,7 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     runs = {key: subject.run(test, schedule, prefill, tell, key) for key, (schedule, prefill) in todo.items()}
     part = slice(options.kl_prompts)
     kl = mean_divergence(subject.lanes, subject.float_model, test.ids[part], test.reference_ids[part], todo, tell)
-    rows = [{"name": key, "group": "fixed", **row(found, kl[key], length)} for key, found in runs.items()]
+    rows = [{"name": key, "group": "fixed", **row(subject, test, found, kl[key])} for key, found in runs.items()]
     comparisons, trained = [], []
     for pair in pairs:
         comparisons += phase_comparisons(pair, length, runs, kl)
@@ -246,7 +247,7 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         trained.append(facts)
         word = f"{pair[0]} to {pair[1]}"
         rows += [
-            {"name": f"{kind}, {word}", "group": kind, **row(found, None, length)} for kind, found in smart.items()
+            {"name": f"{kind}, {word}", "group": kind, **row(subject, test, found)} for kind, found in smart.items()
         ]
         comparisons += [
             compare(f"{word}: learned against {kind}", smart["learned"], found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,26 @@ def test_specs(checkpoint: Path) -> None:
                       ("task:../x", "not tuned"), ("task:", "not tuned"), ("4,3", "write bits")):  # fmt: skip
         with pytest.raises(InputError, match=why):
             resolve(spec, checkpoint, ALL)
+
+
+def test_deciding_needs_no_torch(checkpoint: Path) -> None:
+    save(schedule_path(checkpoint, "learned"), facts(checkpoint), [head(1).tensors, head(2).tensors])
+    code = """if True:
+        import sys, numpy
+        from anybit.engine.schedulers.resolve import resolve
+
+        class Prompt:
+            def last_keys_values(self):
+                return numpy.ones((2, 7, 4)), numpy.ones((2, 7, 4))
+
+        resolve("auto", sys.argv[1], (2, 3, 4)).start(Prompt(), 9)
+        print("torch" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, *_flags(), "-c", code, str(checkpoint)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
+def _flags() -> list[str]:
+    return ["-S"] if sys.flags.no_site else []

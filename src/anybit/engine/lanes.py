@@ -108,17 +108,17 @@ class NativeLanes:
         """See `Lanes`."""
         self._model.precision.bits = bits
         self._model.reset(lane)
-        return np.asarray(self._model.prefill(ids, lane).numpy())
+        return np.asarray(self._model.prefill(ids, lane))
 
     def step(self, tokens: Mapping[int, int], bits: int) -> Array:
         """See `Lanes`."""
         self._model.precision.bits = bits
-        return np.asarray(self._model.step(tokens).numpy())
+        return np.asarray(self._model.step(tokens))
 
     def extend(self, lane: int, ids: Sequence[int], bits: int) -> Array:
         """See `Lanes`."""
         self._model.precision.bits = bits
-        return np.asarray(self._model.forward([(token, lane) for token in ids], range(len(ids))).numpy())
+        return np.asarray(self._model.forward([(token, lane) for token in ids], range(len(ids))))
 
     def length(self, lane: int) -> int:
         """See `Lanes`."""

@@ -34,12 +34,14 @@ def schedule_sections(data: dict[str, Any]) -> list[Html]:
             f"Each point is a schedule: {about} Bars are 95 % intervals; no schedule has both fewer bits and more agreement than "
             "those on the line.",
             quality_chart(found["rows"]),
+            numbers="",
         ),
         figure_section(
             "steps",
             "Bits at every step",
             "Mean precision of each decode step of the schedules on the line.",
             steps_chart(found["rows"]),
+            numbers="",
         ),
     ]
 

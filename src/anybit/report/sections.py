@@ -69,15 +69,17 @@ def charts(data: Data) -> list[Html]:
     return pictures
 
 
-def figure_section(name: str, title: str, how_to_read: str, figure: Any) -> Html:
-    """A picture with a heading, a sentence on how to read it, and both again for screen readers."""
+def figure_section(
+    name: str, title: str, how_to_read: str, figure: Any, numbers: str = "The numbers are in the ledger table."
+) -> Html:
+    """A picture with a heading, a sentence on how to read it, and both again for screen readers with where the `numbers` are."""
     from anybit.report.charts import draw
 
     picture = element(
         "figure",
         draw(figure, f"chart-{name}"),
         role="img",
-        aria_label=f"{title}. {how_to_read} The numbers are in the ledger table.",
+        aria_label=f"{title}. {how_to_read} {numbers}".strip(),
     )
     return _section(name, title, element("p", how_to_read), picture)
 

@@ -14,7 +14,7 @@ from anybit.engine.lanes import Lanes, open_lanes
 from anybit.engine.schedule import BitsAccount, FixedSchedule
 from anybit.engine.schedulers.artefact import fingerprint
 from anybit.errors import InputError
-from anybit.evaluate.agreement import rouge_l, token_agreement
+from anybit.evaluate.agreement import rouge_l, token_agreement, vector_agreement
 from anybit.evaluate.references import FloatModel, TextStore
 from anybit.evaluate.schedules.batch import bits_of, chunks, run_fixed
 from anybit.evaluate.tasks.task import Example, Task, encode, take
@@ -143,3 +143,8 @@ class Subject:
         rouge = [rouge_l(self.decode(t), reference) for t, reference in zip(texts, prompts.references, strict=True)]
         tokens = [token_agreement(t, reference) for t, reference in zip(texts, prompts.reference_ids, strict=True)]
         return Runs(texts, rouge, tokens, bits)
+
+    def vectors(self, prompts: Prompts, runs: Runs) -> list[float]:
+        """Agreement in meaning of each text with the float model's, by that model's input embeddings (`vector_agreement`)."""
+        of = self.float_model.vectors
+        return [vector_agreement(of(t), of(r)) for t, r in zip(runs.texts, prompts.reference_ids, strict=True)]
