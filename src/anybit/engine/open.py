@@ -33,7 +33,7 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise InputError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
-    if engine == "auto" and (reason := _refusal(Path(directory))):
+    if engine == "auto" and (reason := native_refusal(Path(directory))):
         log.warning("the torch engine runs this model, more slowly: %s", reason)
         engine = "torch"
     if engine == "torch":
@@ -43,6 +43,7 @@ def open_engine(
     return NativeModel.open(directory), open_tokenizer(Path(directory))
 
 
-def _refusal(directory: Path) -> str:
+def native_refusal(directory: Path) -> str:
+    """Why the native decoder cannot run a checkpoint; empty where it can."""
     config = read_config(directory)
     return build.refusal(config, config["quantization_config"]["layers"])

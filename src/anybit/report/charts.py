@@ -47,7 +47,7 @@ def bits_map(rows: Sequence[Row]) -> go.Figure:
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title="block", showgrid=False)
-    return _styled(figure, height=110 + 30 * len(kinds))
+    return styled(figure, height=110 + 30 * len(kinds))
 
 
 def error_chart(rows: Sequence[Row]) -> go.Figure:
@@ -67,7 +67,7 @@ def error_chart(rows: Sequence[Row]) -> go.Figure:
     figure.update_yaxes(title="relative output error", rangemode="tozero")
     figure.update_xaxes(title="block")
     figure.update_layout(hovermode="x unified", legend={"orientation": "h", "y": -0.22, "yanchor": "top"})
-    return _styled(figure, height=420)
+    return styled(figure, height=420)
 
 
 def size_parts(ledger: dict[str, Any]) -> dict[str, int]:
@@ -102,10 +102,10 @@ def size_chart(ledger: dict[str, Any]) -> go.Figure:
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(visible=False)
-    return _styled(figure, height=230)
+    return styled(figure, height=230)
 
 
-def _styled(figure: go.Figure, height: int) -> go.Figure:
+def styled(figure: go.Figure, height: int) -> go.Figure:
     """The look shared by all figures."""
     figure.update_layout(
         template="none",

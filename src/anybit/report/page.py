@@ -1,11 +1,12 @@
 """One offline HTML page from one JSON object: no network, no server, nothing to install.
 
-`data` has up to five parts, and a part that is missing is a section that is missing:
+`data` has up to six parts, and a part that is missing is a section that is missing:
 
     title    str
     ledger   the checkpoint's ledger.json
     quality  the JSON of `anybit eval`
     sample   {prompt, float, quantized: texts; float_tokens_per_second, quantized_tokens_per_second}
+    schedules  the JSON of benchmarks/schedules.py
     run      {command, date, seconds, peak_rss_bytes, and what `machine()` says}: shown as name and value
 
 Everything in it, model text above all, is untrusted and goes through `element`, which escapes. The page forbids itself
@@ -43,6 +44,10 @@ def render(data: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     pictures = charts(data)
+    if "schedules" in data:
+        from anybit.report.schedules import schedule_sections  # plotly is slow to import: only when there is a picture
+
+        pictures += schedule_sections(data)
     head = element(
         "head",
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),

@@ -52,10 +52,10 @@ def charts(data: Data) -> list[Html]:
     pictures = []
     if kinds_and_blocks(rows)[1]:
         pictures += [
-            _figure(
+            figure_section(
                 "bits", "Where the bits are", "Code bits of every linear layer, block by block.", draw.bits_map(rows)
             ),
-            _figure(
+            figure_section(
                 "error",
                 "Where the error is",
                 "How far the output of each layer moved on the calibration text, relative to its size: 0 is no change.",
@@ -63,18 +63,23 @@ def charts(data: Data) -> list[Html]:
             ),
         ]
     if "float_bytes" in ledger and "size_bytes" in ledger:
-        pictures.append(_figure("size", "What the bytes hold", "The files on disk, to scale.", draw.size_chart(ledger)))
+        pictures.append(
+            figure_section("size", "What the bytes hold", "The files on disk, to scale.", draw.size_chart(ledger))
+        )
     return pictures
 
 
-def _figure(name: str, title: str, how_to_read: str, figure: Any) -> Html:
+def figure_section(
+    name: str, title: str, how_to_read: str, figure: Any, numbers: str = "The numbers are in the ledger table."
+) -> Html:
+    """A picture with a heading, a sentence on how to read it, and both again for screen readers with where the `numbers` are."""
     from anybit.report.charts import draw
 
     picture = element(
         "figure",
         draw(figure, f"chart-{name}"),
         role="img",
-        aria_label=f"{title}. {how_to_read} The numbers are in the ledger table.",
+        aria_label=f"{title}. {how_to_read} {numbers}".strip(),
     )
     return _section(name, title, element("p", how_to_read), picture)
 
