@@ -17,6 +17,13 @@ void add_part(Linear& linear, Address planes, Address scale, Address zero, nb::t
   linear.rows = offset + w.rows, linear.columns = w.columns;
 }
 
+// How the last part is read at `bits`: its first sizes[0] planes under tables of their own.
+void set_view(Linear& linear, size_t bits, Address scale, Address zero, nb::tuple sizes, nb::tuple scalars) {
+  TiledWeight& w = linear.parts.back().views.at(bits - 1);
+  w.scale = at<const std::uint16_t>(scale), w.zero = at<const std::uint8_t>(zero), w.bits = nb::cast<size_t>(sizes[0]);
+  w.scale_mul = nb::cast<float>(scalars[0]), w.zero_mul = nb::cast<float>(scalars[1]), w.zero_add = nb::cast<float>(scalars[2]);
+}
+
 void set_norms(Layer& layer, Address input, Address attention_out, Address mlp, Address mlp_out, Address query, Address key) {
   layer.input_norm = at<const float>(input), layer.attention_out_norm = at<const float>(attention_out);
   layer.mlp_norm = at<const float>(mlp), layer.mlp_out_norm = at<const float>(mlp_out);
@@ -27,6 +34,7 @@ void bind_structures(nb::module_& m) {
   nb::class_<Linear>(m, "Linear")
       .def(nb::init<>())
       .def("add_part", &add_part, "planes"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a, "offset"_a)
+      .def("set_view", &set_view, "bits"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a)
       .def("set_bias", [](Linear& l, Address bias) { l.bias = at<const float>(bias); });
   nb::class_<Layer>(m, "Layer")
       .def(nb::init<>())
@@ -89,6 +97,14 @@ void bind_decoder(nb::module_& parent) {
       .def("slots", [](Decoder& d) { return d.cache().slots(); })
       .def("length", [](Decoder& d, size_t slot) { return d.cache().length(slot); })
       .def("truncate", [](Decoder& d, size_t slot, size_t length) { d.cache().truncate(slot, length); })
+      .def("set_offsets", [](Decoder& d, Address offsets) { d.set_offsets(at<const std::int32_t>(offsets)); })
+      .def("weight_bytes",
+           [](Decoder& d) {
+             const WeightBytes bytes = d.weight_bytes();
+             return nb::make_tuple(bytes.layers, bytes.head, bytes.embedding);
+           })
+      .def("read_cache", [](Decoder& d, size_t layer, size_t slot, Address keys,
+                            Address values) { d.cache().read(layer, slot, at<float>(keys), at<float>(values)); })
       .def("free_tokens", [](Decoder& d) { return d.cache().free_pages() * kPageTokens; })
       .def("logits",
            [](Decoder& d, Address tokens, Address slots, size_t rows, Address wanted, size_t wanted_rows, bool prompt,

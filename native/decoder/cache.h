@@ -27,6 +27,9 @@ class KvCache {
   // Forgets positions from `length` on; 0 empties the slot.
   void truncate(size_t slot, size_t length);
 
+  // Keys and values of all positions of a slot in a layer as attention sees them, each [kv_heads, length, head_dim].
+  void read(size_t layer, size_t slot, float* keys, float* values) const;
+
   // Page p of a slot in a layer holds its positions [64 p, 64 p + 64).
   std::uint8_t* const* pages(size_t layer, size_t slot) const { return table_.data() + (slot * layers_ + layer) * pages_; }
 

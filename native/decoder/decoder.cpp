@@ -37,8 +37,11 @@ void Decoder::pass(const std::int32_t* tokens, const std::int32_t* slots, size_t
   if (back) runs_ = 1;  // a sequence comes twice, maybe with one page: all rows are one run
   work_.run[runs_] = rows;
   embed(tokens);
+  read_ = &bytes_.layers;
+  bytes_.embedding += rows * model_.embedding.row_bytes(model_.hidden);
   const size_t last = model_.layers.size() - 1;
   for (size_t index = 0; index <= last; ++index) {
+    bits_ = precision_ + offsets_[index];
     keys_and_queries(model_.layers[index], index);
     if (index == last) keep(kept);
     if (rows_ == 0) return;

@@ -5,6 +5,8 @@
 // allocated and Python is not called.
 #pragma once
 
+#include <utility>
+
 #include "decoder/cache.h"
 #include "decoder/model.h"
 #include "decoder/workspace.h"
@@ -20,13 +22,28 @@ struct Batch {
   bool prompt;  // rows of a prompt: where there is a matrix unit, activations are bfloat16 instead of bytes, whatever their number
 };
 
+// Bytes of weights handed to kernels: the planes in use with their padding and tables.
+struct WeightBytes {
+  size_t layers = 0, head = 0, embedding = 0;
+};
+
 class Decoder {
  public:
   // max_rows: rows of one pass through the layers; a larger batch is cut.
   Decoder(const Model& model, const KvShape& shape, size_t tokens, size_t slots, size_t max_rows)
-      : model_(model), cache_(shape, model.layers.size(), tokens, slots), max_rows_(max_rows), work_(model, max_rows) {}
+      : model_(model),
+        cache_(shape, model.layers.size(), tokens, slots),
+        max_rows_(max_rows),
+        offsets_(model.layers.size()),
+        work_(model, max_rows) {}
 
   KvCache& cache() { return cache_; }
+
+  // Bits that each layer adds to the model's precision from the next step on, [layers].
+  void set_offsets(const std::int32_t* offsets) { std::copy_n(offsets, offsets_.size(), offsets_.data()); }
+
+  // Since the last call.
+  WeightBytes weight_bytes() { return std::exchange(bytes_, {}); }
 
   // Logits float32 [wanted_rows, vocabulary].
   // Throws std::invalid_argument, before anything is changed: an id or slot out of range, or too few free pages.
@@ -67,7 +84,11 @@ class Decoder {
   size_t runs_ = 0;             // of rows in one page, work_.run [runs_ + 1]
   bool pending_ = false;        // work_.added, after added_norm_ where there is one, is still to be added
   const float* added_norm_ = nullptr;
-  std::int32_t bits_ = 0;       // precision of the step under way
+  std::vector<std::int32_t> offsets_;
+  std::int32_t precision_ = 0;  // of the step under way
+  std::int32_t bits_ = 0;       // of the layer under way: the step's and the layer's offset
+  WeightBytes bytes_;
+  size_t* read_ = nullptr;      // which of bytes_ the linear under way counts in
   bool halves_ = false;         // whether its activations are bfloat16
   Workspace work_;
 };

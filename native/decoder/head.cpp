@@ -57,7 +57,7 @@ void Decoder::check(const Batch& batch) const {
 template <class Head>
 void Decoder::run(const Batch& batch, size_t head_rows, Head&& head) {
   check(batch);
-  bits_ = *model_.precision, halves_ = batch.prompt && linear_w_bf16_runs();
+  precision_ = *model_.precision, halves_ = batch.prompt && linear_w_bf16_runs();
   const auto norm = ANYBIT_ACTIVE(quantize_activations_table).rms_norm;
   size_t want = 0;
   for (size_t first = 0; first < batch.rows; first += max_rows_) {
@@ -77,6 +77,8 @@ void Decoder::run(const Batch& batch, size_t head_rows, Head&& head) {
         norm(work_.hidden.data() + work_.source[i] * model_.hidden, {model_.final_norm, false, model_.epsilon},
              work_.normed.data() + i * model_.hidden, model_.hidden);
       });
+      bits_ = precision_, read_ = &bytes_.head;
+      if (model_.float_head) bytes_.head += model_.vocabulary * model_.hidden * sizeof(*model_.float_head);
       head(done, count);
     }
   }
@@ -110,7 +112,8 @@ void Decoder::top_rows(size_t rows, size_t k, float* values, std::int32_t* ids) 
   if (model_.float_head) {
     linear_bf16(model_.float_head, work_.normed.data(), rows, vocabulary, model_.hidden, logits);
   } else {
-    weight = at_precision(model_.head.parts.front().weight, bits_);
+    weight = model_.head.parts.front().at(bits_);
+    bytes_.head += weight.bytes();
     x = activations(weight, rows);
     quantize_rows(work_.normed.data(), x, 0, rows);
   }

@@ -33,7 +33,8 @@ void Decoder::linear(const Linear& linear, size_t rows, bool halves, float* y, c
   Activations x{};
   bool made = false;
   for (const auto& part : linear.parts) {
-    const TiledWeight weight = at_precision(part.weight, bits_);
+    const TiledWeight& weight = part.at(bits_);
+    *read_ += weight.bytes();
     if (!made || (!halves && x.group_size != weight.group_size)) {
       x = activations(weight, rows);
       each_row(rows, linear.columns, [&](size_t t) {

@@ -1,6 +1,8 @@
 // What a Llama-like model is made of, as the decoder reads it; everything points into memory that Python keeps alive.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <vector>
 
 #include "embedding/cpu.h"
@@ -8,12 +10,19 @@
 
 namespace anybit {
 
+constexpr size_t kWidths = 8;
+
 // y = x W^T + bias. Layers that read the same input are one Linear of several parts: one part where the forms agree (their rows
 // are then joined before tiling), one for each where they do not.
 struct Linear {
   struct Part {
-    TiledWeight weight;  // [rows, columns]
-    size_t offset;       // of its first row in y
+    std::array<TiledWeight, kWidths> views;  // [rows, columns] as read at 1..8 bits: one and the same unless the weight is nested
+    size_t offset;                           // of its first row in y
+
+    Part(const TiledWeight& stored, size_t first) : offset(first) { views.fill(stored); }
+
+    // Choosing a precision is choosing a view: no weight moves.
+    const TiledWeight& at(std::int32_t bits) const { return views[std::clamp<std::int32_t>(bits, 1, kWidths) - 1]; }
   };
   std::vector<Part> parts;
   const float* bias = nullptr;  // [rows], or null
@@ -27,6 +36,12 @@ struct Embedding {
   Planes planes{};             // [vocabulary, hidden]
   Affine affine{};
   const void* rows = nullptr;  // [vocabulary, hidden] of the float kinds
+
+  // What reading one row touches.
+  size_t row_bytes(size_t hidden) const {
+    if (kind != Kind::planes) return hidden * (kind == Kind::float32 ? 4 : 2);
+    return planes.bits * planes.row_bytes() + affine.groups * (affine.zero ? 3 : 2);
+  }
 };
 
 // Norms are null where a model has none; 1 + weight is stored for models that say so.
@@ -53,7 +68,7 @@ struct Model {
   size_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
   float epsilon = 0, embedding_scale = 1, attention_scale = 1, attention_softcap = 0, logit_softcap = 0;
   bool gelu = false;                           // tanh-approximated GELU instead of SiLU
-  const std::int32_t* precision = nullptr;     // [1], planes to read, shared with Python; at least what is stored: all of them
+  const std::int32_t* precision = nullptr;     // [1], bits at which nested weights are read, shared with Python
   Embedding embedding;
   std::vector<Rope> ropes;
   std::vector<Layer> layers;
@@ -65,9 +80,5 @@ struct Model {
   size_t kv_width() const { return kv_heads * head_dim; }
   size_t qkv_width() const { return query_width() + 2 * kv_width(); }
 };
-
-// The weight at a precision: the one place that knows how fewer planes are read. Forms saved today hold one precision, so there
-// is nothing to lower; a nested form sets `bits` and the three scalars here.
-inline TiledWeight at_precision(const TiledWeight& stored, [[maybe_unused]] std::int32_t bits) { return stored; }
 
 }  // namespace anybit

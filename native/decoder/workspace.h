@@ -96,7 +96,7 @@ struct Workspace {
   static size_t most_groups(const Model& model) {
     size_t groups = 1;
     auto look = [&](const Linear& linear) {
-      for (const auto& part : linear.parts) groups = std::max(groups, part.weight.groups);
+      for (const auto& part : linear.parts) groups = std::max(groups, part.views.back().groups);
     };
     for (const Layer& layer : model.layers)
       for (const Linear* linear : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) look(*linear);

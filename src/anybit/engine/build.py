@@ -18,9 +18,13 @@ from anybit.engine.tensors import Tensors
 from anybit.errors import FormatError
 from anybit.formats.decoder import Form
 from anybit.formats.dual_grained import DualGrained
+from anybit.formats.nested_affine import NestedAffine
+from anybit.formats.planes import MAX_BITS
 from anybit.kernels import native
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
 from anybit.kernels.linear_w_a8.dual_grained import as_bytes
+from anybit.kernels.linear_w_a8.nested import tile_nested
+from anybit.layers.precision import width_read
 
 Forms = Mapping[str, Form]
 _FLOAT_ROWS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -37,21 +41,21 @@ def refusal(config: Config, forms: Forms) -> str:
     if reason := native.refusal() or architectures.refusal(config):
         return reason
     facts = architectures.architecture(config)
-    linears = [name for index in range(facts.layers) for group in _linears(facts, index) for name in group]
-    if _head(facts) in forms:
-        linears.append(_head(facts))
+    linears = [name for index in range(facts.layers) for group in linear_names(facts, index) for name in group]
+    if head_name(facts) in forms:
+        linears.append(head_name(facts))
     elif config.get("dtype") != "bfloat16":
         return f"the head is kept in {config.get('dtype')}; quantize it, or start from a bfloat16 model"
     for name in linears:
         if reason := _cannot_multiply(forms.get(name)):
             return f"layer '{name}' {reason}"
     embedding = forms.get("model.embed_tokens")
-    if embedding and [part.get("kind") for part in embedding["terms"]] != ["affine"]:
+    if embedding and [part.get("kind") for part in embedding["terms"]] not in (["affine"], ["nested_affine"]):
         return "the embedding is not one affine code term"
     return ""
 
 
-def _head(facts: Architecture) -> str:
+def head_name(facts: Architecture) -> str:
     """The module whose weight is the output head."""
     return "model.embed_tokens" if facts.tied else "lm_head"
 
@@ -63,14 +67,14 @@ def _cannot_multiply(form: Form | None) -> str:
     if len(form["terms"]) != 1 or form["terms"][0]["term"] != "code":
         return "is more than one code term"
     part, columns = form["terms"][0], form["shape"][1]
-    if part["kind"] not in ("affine", "bipolar", "dual_grained"):
+    if part["kind"] not in ("affine", "bipolar", "dual_grained", "nested_affine"):
         return f"has {part['kind']} codes"
     if part["columns"] != [0, columns]:
         return "has codes for some of its columns only"
     return linear_w_a8.refusal(columns, columns if part["kind"] == "dual_grained" else part["group_size"])
 
 
-def _linears(facts: Architecture, index: int) -> list[list[str]]:
+def linear_names(facts: Architecture, index: int) -> list[list[str]]:
     """Names of a layer's linears, grouped by the input they read: qkv, output, gate and up, down."""
     block = f"model.layers.{index}"
     inner = (["qkv"], ["gate_up"]) if facts.family.fused else (["q", "k", "v"], ["gate", "up"])
@@ -110,16 +114,16 @@ class Builder:
         for index in range(facts.layers):
             model.add_layer(self._layer(tensors, index, ropes.index(facts.rope_types[index])))
         model.set_final_norm(self._norm(tensors, "model.norm"))
-        if _head(facts) in self.forms:
-            model.head = self._linear(tensors, [_head(facts)])
+        if head_name(facts) in self.forms:
+            model.head = self._linear(tensors, [head_name(facts)])
         else:
-            model.set_float_head(self._address(_bfloat16(tensors.get(f"{_head(facts)}.weight"))))
+            model.set_float_head(self._address(_bfloat16(tensors.get(f"{head_name(facts)}.weight"))))
         return model
 
     def _layer(self, tensors: Tensors, index: int, rope: int) -> Any:
         layer, block = native.loaded().decoder.Layer(), f"model.layers.{index}"
         layer.qkv, layer.output, layer.gate_up, layer.down = (
-            self._linear(tensors, names) for names in _linears(self.facts, index)
+            self._linear(tensors, names) for names in linear_names(self.facts, index)
         )
         layer.window, layer.rope = self.facts.windows[index], rope
         after = f"{block}.post_attention_layernorm"
@@ -143,10 +147,13 @@ class Builder:
         runs = [list(names)] if all(form == forms[0] for form in forms) else [[name] for name in names]
         offset = 0
         for run in runs:
-            tiled = self._tile(tensors, run)
-            self.kept.append(tiled)
-            zero = 0 if tiled.zero is None else tiled.zero.data_ptr()
-            linear.add_part(tiled.planes.data_ptr(), tiled.scale.data_ptr(), zero, tiled.sizes, tiled.factors, offset)
+            views = self._views(tensors, run)
+            tiled = next(iter(views.values()))
+            self.kept.append(views)
+            linear.add_part(tiled.planes.data_ptr(), *_tables(tiled), tiled.sizes, tiled.factors, offset)
+            for bits in range(1, MAX_BITS + 1) if len(views) > 1 else ():
+                view = views[width_read(sorted(views), bits)]
+                linear.set_view(bits, *_tables(view), view.sizes, view.factors)
             offset += tiled.rows
         biases = [f"{name}.bias" in tensors for name in names]
         if any(biases):
@@ -157,8 +164,19 @@ class Builder:
             linear.set_bias(self._address(torch.cat(parts)))
         return linear
 
-    def _tile(self, tensors: Tensors, names: Sequence[str]) -> linear_w_a8.Tiled:
+    def _views(self, tensors: Tensors, names: Sequence[str]) -> dict[int, linear_w_a8.Tiled]:
+        """The joined weights as read at each width they offer."""
         part, columns = self.forms[names[0]]["terms"][0], self.forms[names[0]]["shape"][1]
+        if part["kind"] != "nested_affine":
+            return {part["bits"]: self._tile(tensors, names, part, columns)}
+        found = [self._nested(tensors, name, part) for name in names]
+        return tile_nested(found, columns, self.memory.take)
+
+    def _nested(self, tensors: Tensors, name: str, part: Form) -> tuple[Tensor, NestedAffine]:
+        tables = {key: tensors.get(f"{name}.{key}") for key in NestedAffine.specs(part, (0, 0))}
+        return tensors.get(f"{name}.weight"), NestedAffine.restore(part, tables)
+
+    def _tile(self, tensors: Tensors, names: Sequence[str], part: Form, columns: int) -> linear_w_a8.Tiled:
         if part["kind"] == "dual_grained":
             expanded = [self._expanded(tensors, name, part, columns) for name in names]
             return linear_w_a8.tile_joined(expanded, columns, columns, self.memory.take)
@@ -189,7 +207,8 @@ class Builder:
             return
         part = self.forms[name]["terms"][0]
         scale = self._keep(tensors.get(f"{name}.scale"))
-        zero = 0 if part["symmetric"] else self._address(tensors.get(f"{name}.zero"))
+        name += ".zero" if part["kind"] == "affine" else f".zero{part['bits']}"
+        zero = 0 if part.get("symmetric") else self._address(tensors.get(name))
         model.set_embedding_planes(weight.data_ptr(), scale.data_ptr(), zero, part["bits"], part["group_size"])
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -198,6 +217,11 @@ class Builder:
 
     def _address(self, tensor: Tensor) -> int:
         return self._keep(tensor).data_ptr()
+
+
+def _tables(tiled: linear_w_a8.Tiled) -> tuple[int, int]:
+    """Addresses of scale and zero."""
+    return tiled.scale.data_ptr(), 0 if tiled.zero is None else tiled.zero.data_ptr()
 
 
 def _bfloat16(weight: Tensor) -> Tensor:

@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anybit.checkpoint.layout import read_config
 from anybit.engine import build, checks
 from anybit.engine.architectures import Architecture, architecture
+from anybit.engine.weight_bytes import WeightBytes
 from anybit.errors import InputError, KernelUnavailable
 from anybit.kernels import native
+from anybit.layers.precision import Precision, available_precisions
 
 DEFAULT_TOKENS = 8192
 CACHED_BYTES = 2 << 20
@@ -30,7 +34,8 @@ class NativeModel:
         facts: sizes of the model.
         context: longest sequence, in tokens.
         end_ids: ids that end a text.
-        precision: int32 [1], planes of every weight to read; weights that store fewer use all they have.
+        precision: bits at which nested weights are read from the next call on. The cache stays as it is: whoever shares the
+            model among requests writes it before each request's pass.
     """
 
     def __init__(self, directory: Path, decoder: Any, facts: Architecture, kept: list[Any], context: int) -> None:
@@ -38,7 +43,7 @@ class NativeModel:
         self._decoder, self._kept = decoder, kept
         self.facts, self.context = facts, context
         self.end_ids = _end_ids(directory)
-        self.precision: Tensor = kept[0]
+        self.precision: Precision = kept[0]
 
     @classmethod
     def open(
@@ -84,16 +89,17 @@ class NativeModel:
             native.set_threads(threads)
         if verify:
             checks.check_hashes(path, native.loaded().threads())
-        precision = torch.full((1,), 8, dtype=torch.int32)
+        precision = Precision(available_precisions(forms.values()))
         context = min(tokens, facts.context)
         builder = build.Builder(path, facts, config, forms, context, [precision])
         model = builder.build()
-        model.set_precision(precision.data_ptr())
+        model.set_precision(precision.cell.ctypes.data)
         decoder = native.loaded().decoder.Decoder(model, kv_bits, tokens, max_sequences, min(pass_rows(facts), tokens))
         opened = cls(path, decoder, facts, builder.kept, context)
         if verify:
             checks.check_canary(path, opened.prefill, context, kv_bits)
             opened.reset()
+            opened.weight_bytes()
         return opened
 
     def forward(self, rows: Sequence[tuple[int, int]], wanted: Sequence[int], *, prompt: bool = False) -> Tensor:
@@ -140,6 +146,29 @@ class NativeModel:
         (`prompt`: as if given, see `forward`)."""
         self.reset(slot)
         return self.forward([(token, slot) for token in ids], range(len(ids)), prompt=prompt)
+
+    def set_offsets(self, offsets: Sequence[int]) -> None:
+        """Bits that each layer's nested weights add to `precision` from the next call on; a sum that a weight does not offer is
+        read at the next wider width it does offer, or at its widest or narrowest. The head follows `precision` alone.
+
+        Raises:
+            InputError: not one offset for each layer.
+        """
+        if len(offsets) != self.facts.layers:
+            raise InputError(f"this model has {self.facts.layers} layers, got {len(offsets)} precision offsets")
+        self._decoder.set_offsets(np.array(offsets, np.int32).ctypes.data)
+
+    def weight_bytes(self) -> WeightBytes:
+        """Bytes of weights that kernels were given since this was last called: `planned_bytes` says what they should be."""
+        return WeightBytes(*self._decoder.weight_bytes())
+
+    def last_keys_values(self, slot: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys (after RoPE) and values of the last layer as attention sees them, with the rounding of the cache, each float32
+        [kv_heads, T, head_dim]; of all T positions, whatever the layer's window."""
+        shape = (self.facts.kv_heads, self.length(slot), self.facts.head_dim)
+        keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._decoder.read_cache(self.facts.layers - 1, slot, keys.ctypes.data, values.ctypes.data)
+        return keys, values
 
     def length(self, slot: int = 0) -> int:
         """Tokens a slot holds."""

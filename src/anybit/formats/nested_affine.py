@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
+from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form, Spec, groups, per_column
 
 RATIO_ONE = 128
@@ -55,6 +56,10 @@ class NestedAffine:
         if table == self.bits:
             return self.scale, self.zeros[table]
         return (self.scale.float() * self.ratios[table].float() / RATIO_ONE).half(), self.zeros[table]
+
+    def full(self) -> Affine:
+        """The grid at full width, where it is an ordinary one."""
+        return Affine(self.bits, self.group_size, self.scale, self.zeros[self.bits])
 
     def decode(self, codes: Tensor, bits: int | None = None) -> Tensor:
         """Codes uint8 [N, K] of the stored width to float32 [N, K] at a readable width (default: all)."""

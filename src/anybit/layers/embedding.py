@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form
+from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.planes import unpack
 from anybit.formats.terms import DECODERS, CodeTerm
 from anybit.kernels.embedding import op
@@ -41,8 +42,10 @@ def _rows(term: object, ids: Tensor) -> Tensor:
     if not isinstance(term, CodeTerm):
         raise NotImplementedError(f"embeddings hold code terms only, got {type(term).__name__}")
     start, stop = term.columns
-    if isinstance(term.decoder, Affine) and stop - start == term.shape[1]:
-        return op.embed(ids, term.planes, term.decoder.scale, term.decoder.zero, term.decoder.group_size, term.shape[1])
+    # Rows are few bytes: a nested table is read at full width, whatever the model runs at.
+    decoder = term.decoder.full() if isinstance(term.decoder, NestedAffine) else term.decoder
+    if isinstance(decoder, Affine) and stop - start == term.shape[1]:
+        return op.embed(ids, term.planes, decoder.scale, decoder.zero, decoder.group_size, term.shape[1])
     form = term.decoder.form()
     # Every decoder's tensors have one entry per row, so a decoder of some rows is the same decoder.
     picked = DECODERS[form["kind"]].restore(form, {name: t[ids] for name, t in term.decoder.tensors().items()})

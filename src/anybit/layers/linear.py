@@ -12,12 +12,18 @@ from anybit.formats.dual_grained import DualGrained
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
 from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
+from anybit.layers.precision import Precision, width_read
 
 Product = Callable[[Tensor], Tensor]
 
 
 class Terms(nn.Module):
-    """Holds the tensors of a form as parameters named as on disk (`weight` = the planes, `scale`, `zero`, ...)."""
+    """Holds the tensors of a form as parameters named as on disk (`weight` = the planes, `scale`, `zero`, ...).
+
+    Attributes:
+        form: how the weight is written.
+        precision: of the model this layer is in, shared by all its layers; None: nested weights are read at full width.
+    """
 
     def __init__(self, form: Form) -> None:
         """Empty tensors on the default device; a checkpoint fills them."""
@@ -25,14 +31,15 @@ class Terms(nn.Module):
         self.form = form
         for name, (shape, dtype) in tensor_specs(form).items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False))
+        self.precision: Precision | None = None
         self._cached: list[Term] | None = None
-        self._products: list[Product] | None = None
+        self._products: dict[int | None, list[Product]] = {}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Put real tensors in place of the empty ones; shapes and dtypes are checked when `terms()` is next asked."""
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-        self._cached = self._products = None
+        self._forget()
 
     @property
     def out_features(self) -> int:
@@ -62,7 +69,11 @@ class Terms(nn.Module):
         return load_terms(self.form, {n: p if tracing else p.data for n, p in self.named_parameters(recurse=False)})
 
     def multiply(self, x: Tensor) -> Tensor:
-        """x float [..., K] through every term, added up in order: [..., N] in the dtype of x; errors of `terms()`."""
+        """x float [..., K] through every term, added up in order: [..., N] in the dtype of x; errors of `terms()`.
+
+        Nested terms are read at the precision of the model. A compiled graph holds one precision and guards it: it is traced
+        anew for another one, and found again afterwards.
+        """
         first, *rest = self._ready()
         total = first(x)
         for apply in rest:
@@ -70,11 +81,15 @@ class Terms(nn.Module):
         return total
 
     def _ready(self) -> list[Product]:
+        bits = None if self.precision is None else self.precision.bits
         if torch.compiler.is_compiling():
-            return [product(term) for term in self.terms()]
-        if self._products is None:
-            self._products = [product(term) for term in self.terms()]
-        return self._products
+            return [product(term, bits) for term in self.terms()]
+        if bits not in self._products:
+            self._products[bits] = [product(term, bits) for term in self.terms()]
+        return self._products[bits]
+
+    def _forget(self) -> None:
+        self._cached, self._products = None, {}
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # Moving a model may replace parameters, and casting one must not touch codes, scales or tables: not even there
@@ -83,7 +98,7 @@ class Terms(nn.Module):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        self._cached = self._products = None
+        self._forget()
         return super()._apply(moved, recurse)
 
     def extra_repr(self) -> str:
@@ -105,22 +120,25 @@ class QuantLinear(Terms):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def product(term: Term) -> Product:
+def product(term: Term, bits: int | None = None) -> Product:
     """The map x float [..., K] -> x @ W^T [..., N] in the dtype of x: codes run on a kernel where their decoder has one,
-    everything else is decoded to float and multiplied."""
-    kernel = _kernel(term) if isinstance(term, CodeTerm) else None
-    if kernel is None or not isinstance(term, CodeTerm):
+    everything else is decoded to float and multiplied. Nested codes are read at `bits` (`width_read`), default: all."""
+    if not isinstance(term, CodeTerm):
         return lambda x: nn.functional.linear(x, term.dense().to(x.dtype))
+    width = term.decoder.bits if bits is None else width_read(term.decoder.precisions, bits)
+    kernel = _kernel(term, width)
+    if kernel is None:
+        return lambda x: nn.functional.linear(x, term.dense(width).to(x.dtype))
     start, stop = term.columns
     return kernel if stop - start == term.shape[1] else lambda x: kernel(x[..., start:stop])
 
 
-def _kernel(term: CodeTerm) -> Product | None:
-    """The product with columns [start, stop) of x alone; None for decoders that no kernel reads."""
+def _kernel(term: CodeTerm, width: int) -> Product | None:
+    """The product with columns [start, stop) of x alone, read at `width` bits; None for decoders that no kernel reads."""
     columns = term.columns[1] - term.columns[0]
     if isinstance(term.decoder, DualGrained):
         return _dual_grained(term, term.decoder, columns)
-    weight = of_decoder(term.planes, term.decoder, columns)
+    weight = of_decoder(term.planes, term.decoder, columns, width)
     return linear_w_a16.Prepared(weight) if weight else None
 
 
@@ -133,7 +151,7 @@ def _dual_grained(term: CodeTerm, decoder: DualGrained, columns: int) -> Product
 
 # The kind of kernel weight that each decoder becomes.
 _KERNEL_KINDS = dict.fromkeys(("affine", "dual_grained"), "affine")
-_KERNEL_KINDS |= {kind: kind for kind in ("bipolar", "binary_coded", "codebook")}
+_KERNEL_KINDS |= {kind: kind for kind in ("bipolar", "binary_coded", "codebook")} | {"nested_affine": "fractional"}
 
 
 def kernel_name(form: Form, tokens: int) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from anybit.errors import InputError
 from anybit.formats.decoder import Form
@@ -23,7 +24,7 @@ class Precision:
     def __init__(self, available: Sequence[int]) -> None:
         """Starts at the highest width."""
         self.available = tuple(sorted(available))
-        self.cell: Tensor = torch.full((1,), self.available[-1], dtype=torch.int32)
+        self.cell: NDArray[np.int32] = np.full(1, self.available[-1], np.int32)
         self._bits = self.available[-1]
 
     @property
@@ -39,9 +40,15 @@ class Precision:
         self.cell[0] = bits
 
 
+def width_read(offered: Sequence[int], bits: int) -> int:
+    """The width at which a weight that offers some, ascending, is read in a model that runs at `bits`: the narrowest that is
+    no narrower, or the widest."""
+    return next((width for width in offered if width >= bits), offered[-1])
+
+
 def available_precisions(forms: Iterable[Form]) -> tuple[int, ...]:
     """Widths a model of such layers can run at, ascending: what its nested layers have in common; where none is nested,
-    the widest that is stored (layers of one width run at it whatever the cell says).
+    the width that most of them store (layers of one width run at it whatever the cell says).
 
     Raises:
         InputError: nested layers without a width in common.
@@ -49,7 +56,8 @@ def available_precisions(forms: Iterable[Form]) -> tuple[int, ...]:
     offered = [precisions(form) for form in forms]
     nested = [set(widths) for widths in offered if len(widths) > 1]
     if not nested:
-        return (max((widths[-1] for widths in offered if widths), default=16),)
+        count = Counter(widths[-1] for widths in offered if widths)
+        return (max(count, key=lambda width: (count[width], width), default=16),)
     common = set.intersection(*nested)
     if not common:
         raise InputError("the nested layers of this checkpoint have no precision in common; quantize it again")

@@ -10,17 +10,19 @@ from anybit.errors import FormatError, StructureError
 from anybit.formats.decoder import Form
 from anybit.layers.embedding import QuantEmbedding, TiedHead
 from anybit.layers.linear import QuantLinear, Terms
+from anybit.layers.precision import Precision, available_precisions
 
 
 def swap_layers(model: nn.Module, forms: Mapping[str, Form], tied: tuple[str, str] | None) -> None:
     """Replace each named float layer by an empty quantized one on the default device (wrap in `torch.device("meta")`).
 
     `forms` maps module names to forms; `tied` names (embedding, head) when they share one table, and then the head
-    follows.
+    follows. All of them share one `Precision`, which becomes `model.precision`.
 
     Raises:
         FormatError: a form names a layer this model does not have, or one of another shape.
-        StructureError: an embedding whose output is not just its table's rows.
+        StructureError: an embedding whose output is not just its table's rows. InputError: nested layers that have no
+            precision in common.
     """
     modules = dict(model.named_modules())
     for name, form in forms.items():
@@ -33,6 +35,11 @@ def swap_layers(model: nn.Module, forms: Mapping[str, Form], tied: tuple[str, st
         model.set_submodule(name, quantized(old, form))
     if tied is not None and tied[0] in forms:
         tie_head(model, *tied)
+    precision = Precision(available_precisions(forms.values()))
+    model.precision = precision  # type: ignore[assignment]  # the stubs of nn.Module know tensors and modules only
+    for module in model.modules():
+        if isinstance(module, Terms):
+            module.precision = precision
 
 
 def tie_head(model: nn.Module, embedding: str, head: str) -> None:

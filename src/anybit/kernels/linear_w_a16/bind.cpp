@@ -22,6 +22,9 @@ Affine affine(Address scale, Address zero, size_t group_size, size_t groups) {
 Affine odd(Address scale, Address, size_t group_size, size_t groups) {
   return bipolar(at<const std::uint16_t>(scale), group_size, groups);
 }
+Affine fractional(Address scale, Address zero, size_t group_size, size_t groups) {
+  return {at<const std::uint16_t>(scale), nullptr, group_size, groups, 1.0f, 0.0f, at<const std::uint16_t>(zero)};
+}
 BinaryCoded binary_coded(Address alpha, Address offset, size_t group_size, size_t groups) {
   return {at<const std::uint16_t>(alpha), at<const std::uint16_t>(offset), group_size, groups};
 }
@@ -56,6 +59,7 @@ void bind(nb::module_& m, const char* linear, const char* decode_rows) {
 void bind_linear_w_a16(nb::module_& m) {
   bind<affine>(m, "linear_w_a16_affine", "decode_affine");
   bind<odd>(m, "linear_w_a16_bipolar", "decode_bipolar");
+  bind<fractional>(m, "linear_w_a16_fractional", "decode_fractional");
   bind<binary_coded>(m, "linear_w_a16_binary_coded", "decode_binary_coded");
   bind<codebook>(m, "linear_w_a16_codebook", "decode_codebook");
 }

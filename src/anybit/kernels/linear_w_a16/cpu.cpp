@@ -79,13 +79,17 @@ ANYBIT_INLINE Floats add_planes(const Affine& a, const float* gain, size_t g, co
   return fma(load_strided(gain + g, a.groups), h, y);
 }
 
+ANYBIT_INLINE float zero_at(const Affine& a, size_t bits, size_t at) {
+  if (a.fraction) return half(a.fraction[at]) + a.zero_add;
+  return (a.zero ? static_cast<float>(a.zero[at]) : static_cast<float>(1u << (bits - 1))) + a.zero_add;
+}
+
 ANYBIT_INLINE void load_factors(const Planes& p, const Affine& a, size_t n, size_t lanes, float* gain, float* offset) {
-  const float middle = 0.5f * static_cast<float>((1u << p.bits) - 1), symmetric = static_cast<float>(1u << (p.bits - 1));
+  const float middle = 0.5f * static_cast<float>((1u << p.bits) - 1);
   halves(a.scale + n * a.groups, gain, lanes * a.groups);
-  const std::uint8_t* zero = a.zero ? a.zero + n * a.groups : nullptr;
   for (size_t i = 0; i < lanes * a.groups; ++i) {
     gain[i] *= a.scale_mul;
-    offset[i] = gain[i] * (middle - ((zero ? static_cast<float>(zero[i]) : symmetric) + a.zero_add));
+    offset[i] = gain[i] * (middle - zero_at(a, p.bits, n * a.groups + i));
     gain[i] *= 0.5f;
   }
 }
@@ -139,7 +143,7 @@ ANYBIT_INLINE void decode_codes(const Planes& p, const Affine& a, size_t n, size
                                 size_t count, float* __restrict out) {
   const size_t at = n * a.groups + g;
   const float scale = half(a.scale[at]) * a.scale_mul;
-  const float zero = (a.zero ? static_cast<float>(a.zero[at]) : static_cast<float>(1u << (p.bits - 1))) + a.zero_add;
+  const float zero = zero_at(a, p.bits, at);
   for (size_t i = 0; i < count; ++i) out[i] = scale * (static_cast<float>(codes[i]) - zero);
 }
 

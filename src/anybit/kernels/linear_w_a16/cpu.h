@@ -5,13 +5,15 @@
 
 namespace anybit {
 
-// value[n, k] = scale_mul scale[n, g] * (code[n, k] - (zero[n, g] + zero_add)) with g = k / group_size.
+// value[n, k] = scale_mul scale[n, g] * (code[n, k] - (zero[n, g] + zero_add)) with g = k / group_size; zero is one of three:
+// bytes, float16 where there is `fraction`, or 2^(bits-1).
 struct Affine {
   const std::uint16_t* scale;  // float16 bits [rows, groups]
-  const std::uint8_t* zero;    // uint8 [rows, groups], or null: 2^(bits-1)
+  const std::uint8_t* zero;    // uint8 [rows, groups], or null
   size_t group_size, groups;
   float scale_mul = 1;         // a power of two, so that nothing is rounded
   float zero_add = 0;          // a multiple of 1/2
+  const std::uint16_t* fraction = nullptr;  // float16 bits [rows, groups]: zeros of a nested weight lie between codes
 };
 
 // value[n, k] = scale[n, g] * (2 code[n, k] - (2^bits - 1)): no zeros.

@@ -22,7 +22,7 @@ from anybit.kernels.linear_w_a16 import reference
 from anybit.kernels.linear_w_a16.weight import Weight
 
 # Beyond these tokens, decoding once is cheaper than looking up for every token (NOTES.md).
-LOOKUP_TOKENS = {"affine": 12, "bipolar": 12, "binary_coded": 40, "codebook": 12}
+LOOKUP_TOKENS = {"affine": 12, "fractional": 12, "bipolar": 12, "binary_coded": 40, "codebook": 12}
 # Decoded at a time, 4 MiB: in blocks that fit the second-level cache PyTorch multiplies 20 % slower.
 DECODE_FLOATS = 1 << 20
 

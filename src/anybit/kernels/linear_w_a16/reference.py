@@ -9,6 +9,7 @@ from anybit.formats.affine import Affine
 from anybit.formats.binary_coded import BinaryCoded
 from anybit.formats.bipolar import Bipolar
 from anybit.formats.codebook import Codebook
+from anybit.formats.decoder import per_column
 from anybit.formats.planes import unpack
 from anybit.kernels.linear_w_a16.weight import Weight
 
@@ -23,6 +24,10 @@ def decode(weight: Weight) -> Tensor:
         return BinaryCoded(bits, weight.group_size, {bits: weight.first}, offsets).decode(codes)
     if weight.kind == "bipolar":
         return Bipolar(bits, weight.group_size, weight.first).decode(codes)
+    if weight.kind == "fractional":
+        assert weight.second is not None
+        scale, zero = (per_column(t.float(), weight.columns, weight.group_size) for t in (weight.first, weight.second))
+        return (codes.float() - zero) * scale
     return Affine(bits, weight.group_size, weight.first, weight.second).decode(codes)
 
 

@@ -23,6 +23,10 @@ struct TiledWeight {
   ANYBIT_INLINE size_t row_blocks() const { return (rows + kRows - 1) / kRows; }
   ANYBIT_INLINE size_t chunks() const { return (columns + kColumns - 1) / kColumns; }
   ANYBIT_INLINE size_t plane_bytes() const { return row_blocks() * chunks() * kBytes; }
+  // What a kernel reads of it: the planes in use, with their padding, and both tables.
+  ANYBIT_INLINE size_t bytes() const {
+    return bits * plane_bytes() + row_blocks() * groups * (kRows * sizeof(*scale) + (zero ? zero_bytes : 0));
+  }
 };
 
 // y [tokens, y_stride]: columns [0, rows) of each token are written. Only the first w.bits planes are read, so a nested weight

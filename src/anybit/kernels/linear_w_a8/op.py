@@ -122,7 +122,7 @@ def tile_joined(parts: Parts, group_size: int, columns: int, empty: Empty | None
             raise FormatError("weights of different widths or symmetry cannot be joined")
         end = block + _blocks(planes)
         _tile_planes(planes, tiles[:, block:end], columns)
-        _tile_table(scale, table[block:end])
+        tile_table(scale, table[block:end])
         if zero is not None and zeros is not None:
             _tile_zeros(zero, zeros[block:end])
         block = end
@@ -154,7 +154,7 @@ def _tile_planes(planes: Tensor, tiles: Tensor, columns: int) -> None:
         native.loaded().tile_planes(plane.data_ptr(), lines.data_ptr(), 1, len(plane), columns)
 
 
-def _tile_table(table: Tensor, tiled: Tensor) -> None:
+def tile_table(table: Tensor, tiled: Tensor) -> None:
     """[N, G] to [ceil(N/16), G, 16], missing rows 0."""
     rows, count = table.shape
     native.loaded().tile_table(table.contiguous().data_ptr(), rows, count, table.itemsize, tiled.data_ptr())
@@ -163,9 +163,9 @@ def _tile_table(table: Tensor, tiled: Tensor) -> None:
 def _tile_zeros(zero: Tensor, tiled: Tensor) -> None:
     """Zeros [N, G] to [ceil(N/16), G, 16 or 8]: a byte or a nibble each."""
     if tiled.shape[2] == ROWS:
-        return _tile_table(zero, tiled)
+        return tile_table(zero, tiled)
     whole = torch.empty(*tiled.shape[:2], ROWS, dtype=torch.uint8)
-    _tile_table(zero, whole)
+    tile_table(zero, whole)
     torch.bitwise_or(whole[..., :8], whole[..., 8:] << 4, out=tiled)
     return None
 
