@@ -140,14 +140,16 @@ def end_tokens(runner: Stepper, tokenizer: PreTrainedTokenizerBase) -> frozenset
 def _precisions(runner: Stepper, options: Options) -> tuple[int, Scheduler]:
     """Bits of the prompt, and the schedule of what follows."""
     available, guard = runner.precision.available, options.get("guard", False)
-    prefill, scheduler = options.get("prefill_precision"), options.get("schedule")
+    prefill, wanted = options.get("prefill_precision"), options.get("schedule")
+    scheduler: Scheduler = FixedSchedule(((0, available[-1]),))
+    if isinstance(wanted, str):
+        scheduler = parse_schedule(wanted, may_rise=guard)
+    elif wanted is not None:
+        scheduler = wanted
     if prefill is None:
         prefill = available[-1]
-    if scheduler is None:
-        scheduler = FixedSchedule(((0, available[-1]),))
-    elif isinstance(scheduler, str):
-        scheduler = parse_schedule(scheduler, may_rise=guard)
-    check_available(FixedSchedule(((0, prefill),)), available)
+    elif prefill not in available:
+        raise InputError(f"--prefill-precision {prefill}: not in this checkpoint; it holds {list(available)}")
     check_available(scheduler, available)
     if guard:
         scheduler = Guard(scheduler, high=max(prefill, *scheduler.precisions))

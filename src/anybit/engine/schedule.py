@@ -48,8 +48,15 @@ class Scheduler(Protocol):
         observes: whether it wants `observe` called; the loop then never runs ahead of it.
     """
 
-    precisions: tuple[int, ...]
-    observes: bool
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """See above."""
+        ...
+
+    @property
+    def observes(self) -> bool:
+        """See above."""
+        ...
 
     def start(self, features: Features, max_new_tokens: int) -> ScheduleState:
         """Called once, after the prompt was read and before decode step 0."""

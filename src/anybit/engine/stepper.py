@@ -107,7 +107,8 @@ class TorchStepper:
     inexact = "the torch engine's float sums depend on how many tokens a pass has"
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._cache = model, None
+        self._model = model
+        self._cache: Any = None
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         self.end_ids = None if ends is None else frozenset([ends] if isinstance(ends, int) else ends)

@@ -56,7 +56,7 @@ class NgramDrafter:
 
     def propose(self, limit: int) -> list[int]:
         """See `Drafter`."""
-        context, guess = list(self._context), []
+        context, guess = list(self._context), list[int]()
         while len(guess) < min(limit, self.longest) and (level := self._known(context)):
             token = self._token[self._best[context[level]]]
             guess.append(token)
