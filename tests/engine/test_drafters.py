@@ -70,7 +70,9 @@ def slow_ngram(ids, order, limit):
         text = ids + guess
         for level in range(order - 1, 0, -1):
             context = text[len(text) - level :]
-            ends = [at for at in range(level, len(ids)) if ids[at - level : at] == context] if len(text) >= level else []
+            ends = (
+                [at for at in range(level, len(ids)) if ids[at - level : at] == context] if len(text) >= level else []
+            )
             if ends:
                 counts = {ids[at]: sum(ids[a] == ids[at] for a in ends) for at in ends}
                 guess.append(max(ends, key=lambda at: (counts[ids[at]], at)))
