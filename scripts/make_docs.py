@@ -57,7 +57,7 @@ def pages() -> dict[Path, str]:
 
 def cli_page() -> str:
     """The help of `anybit` and of each command."""
-    sections = [f"## anybit {name}\n\n{_block(help_text(name))}" for name, _, _ in COMMANDS]
+    sections = [f"## anybit {name}\n\n{_block(help_text(*name.split()))}" for name, _, _ in COMMANDS]
     return "\n".join([CLI_HEAD, NOTE, "", _block(help_text()), *sections])
 
 

@@ -16,6 +16,7 @@ from anybit.cli.inspect import inspect
 from anybit.cli.plan import plan
 from anybit.cli.quantize import quantize
 from anybit.cli.recipes import recipes
+from anybit.cli.schedule import show, train, tune
 
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("demo", demo, "anybit demo --out anybit-demo"),
@@ -25,6 +26,9 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("eval", evaluate, "anybit eval smol-w4 --text wiki-test --baseline demo --max-tokens 8192"),
     ("generate", generate, 'anybit generate smol-w4 --prompt "The capital of France is" --max-new-tokens 32'),
     ("chat", chat, "anybit chat smol-w4"),
+    ("schedule tune", tune, "anybit schedule tune smol-nested --task summarise --chain 4,3,2 --mean-bits 3.0"),
+    ("schedule train", train, "anybit schedule train smol-nested --chain 4,3 --samples 256"),
+    ("schedule show", show, "anybit schedule show smol-nested/schedules/summarise.json"),
     ("plan", plan, "anybit plan demo --recipe gptq-w4 --max-size 90MB"),
     ("bench", bench, "anybit bench smol-w4 --rivals llama.cpp,openvino --threads 2"),
     ("doctor", doctor, "anybit doctor"),
@@ -39,5 +43,12 @@ app = typer.Typer(
     epilog="Start with `anybit demo`: a small real model, quantized, compared with its float self, and a report.",
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
+_schedule = typer.Typer(
+    rich_markup_mode=None,
+    help="When the precision falls while a nested model generates: tune it for a task, train it, show it.",
+    epilog="\b\nExample:\n  anybit schedule tune smol-nested --task summarise",
+)
 for _name, _command, _example in COMMANDS:
-    app.command(_name, epilog=f"\b\nExample:\n  {_example}")(_command)
+    _group = _schedule if _name.startswith("schedule ") else app
+    _group.command(_name.split()[-1], epilog=f"\b\nExample:\n  {_example}")(_command)
+app.add_typer(_schedule, name="schedule")

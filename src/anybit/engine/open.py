@@ -30,7 +30,7 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise InputError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
-    if engine == "auto" and (reason := _refusal(Path(directory))):
+    if engine == "auto" and (reason := native_refusal(Path(directory))):
         log.warning("the torch engine runs this model, more slowly: %s", reason)
         engine = "torch"
     if engine == "torch":
@@ -40,6 +40,7 @@ def open_engine(
     return NativeModel.open(directory), AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def _refusal(directory: Path) -> str:
+def native_refusal(directory: Path) -> str:
+    """Why the native decoder cannot run a checkpoint; empty where it can."""
     config = read_config(directory)
     return build.refusal(config, config["quantization_config"]["layers"])

@@ -1,0 +1,167 @@
+"""`anybit schedule tune|train|show`: when the precision falls while a nested model generates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anybit.cli.ledger import read_ledger
+from anybit.cli.options import Directory, Json
+from anybit.cli.output import print_json, say, say_facts, say_table
+from anybit.cli.progress import progress_bars
+from anybit.errors import InputError
+
+Chain = Annotated[str | None, typer.Option(metavar="4,3,2", help="Precisions to fall through; default: the stored ones up to 4")]
+Baseline = Annotated[str | None, typer.Option(metavar="MODEL", help="Float model to agree with; default: the ledger's")]
+Engine = Annotated[str, typer.Option(metavar="auto|native|torch", help="What runs the model; auto: native where it can")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Default: where `generate --schedule` finds it, in DIR/schedules")]
+
+
+def tune(
+    directory: Directory,
+    task: Annotated[str, typer.Option(metavar="NAME", help="summarise, continue, extract, translate; cnn-dm ... from the hub")],
+    chain: Chain = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="'rouge-loss<=0.02'", help="Share of ROUGE-L that may be lost; the default")
+    ] = None,
+    mean_bits: Annotated[float | None, typer.Option(metavar="X", help="Instead: the best within X bits a step")] = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Validation prompts")] = 32,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="L", min=3, help="Default: the task's")] = None,
+    out: Out = None,
+    baseline: Baseline = None,
+    engine: Engine = "auto",
+    json: Json = False,
+) -> None:
+    """Choose the switch points of a task.
+
+    Texts are generated with every candidate on the task's validation split and compared with the float model's. Texts made
+    once are kept in the cache directory, so a run that was interrupted goes on where it stopped.
+    """
+    read_ledger(directory)
+    from anybit.evaluate.schedules.search import parse_target
+
+    goal, precisions = parse_target(target, mean_bits), parse_chain(chain)
+    from anybit.evaluate.schedules.subject import Subject
+    from anybit.evaluate.schedules.tune import tune as run
+
+    subject = Subject(directory, baseline, engine)
+    with progress_bars() as progress:
+        facts = run(
+            subject, task, target=goal, chain=precisions, samples=samples, length=max_new_tokens, out=out, progress=progress
+        )
+    if json:
+        print_json(facts)
+        return
+    show_options(facts)
+    say(f"wrote {facts['out']}; use it with `anybit generate {directory} --schedule task:{task} --prompt ...`")
+
+
+def train(
+    directory: Directory,
+    task: Annotated[
+        str, typer.Option(metavar="A,B", help="Tasks whose training prompts are mixed")
+    ] = "summarise,continue,extract,translate",
+    chain: Chain = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=20, help="Prompts in all")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(metavar="L", min=3, help="Length of the texts labels come from")] = 96,
+    trials: Annotated[int, typer.Option(metavar="N", min=0, help="Search hyper-parameters N times (needs optuna)")] = 0,
+    paper_exact: Annotated[bool, typer.Option("--paper-exact", help="Train through the paper's double softmax")] = False,
+    out: Out = None,
+    baseline: Baseline = None,
+    engine: Engine = "auto",
+    json: Json = False,
+) -> None:
+    """Train a schedule that looks at the prompt.
+
+    Every prompt is labelled with the earliest switch that loses nothing against never switching; a small network learns it
+    from the keys and values of the last layer.
+    """
+    read_ledger(directory)
+    precisions = parse_chain(chain)
+    from anybit.evaluate.schedules.fit import Settings
+    from anybit.evaluate.schedules.subject import Subject
+    from anybit.evaluate.schedules.train import train as run
+
+    subject = Subject(directory, baseline, engine)
+    with progress_bars() as progress:
+        facts = run(
+            subject, task.split(","), chain=precisions, samples=samples, length=max_new_tokens,
+            settings=Settings(paper_exact=paper_exact), trials=trials, out=out, progress=progress,
+        )  # fmt: skip
+    if json:
+        print_json(facts)
+        return
+    show_pairs(facts)
+    say(f"wrote {facts['out']}; use it with `anybit generate {directory} --schedule auto --prompt ...`")
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Schedule written by `tune` or `train`")],
+    json: Json = False,
+) -> None:
+    """Show what a schedule file holds."""
+    from anybit.engine.schedulers.artefact import read
+
+    facts, heads = read(file)
+    if json:
+        print_json(facts | {"parameters": sum(tensor.size for head in heads for tensor in head.values())})
+        return
+    say_facts(
+        {
+            "kind": facts["kind"],
+            "task": facts.get("task") or ", ".join(facts.get("tasks", [])),
+            "precisions": ", ".join(map(str, facts["precisions"])),
+            "prompt read at": f"{facts['prefill']} bits",
+            "new tokens": facts.get("length"),
+            "checkpoint": facts["fingerprint"][:16],
+        }
+    )
+    (show_options if facts["kind"] == "static" else show_pairs)(facts)
+
+
+def parse_chain(text: str | None) -> tuple[int, ...] | None:
+    """Precisions of `--chain`.
+
+    Raises:
+        InputError: not falling numbers.
+    """
+    if text is None:
+        return None
+    try:
+        chain = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        chain = ()
+    if not chain or list(chain) != sorted(set(chain), reverse=True):
+        raise InputError(f"--chain {text}: write falling precisions such as 4,3,2")
+    return chain
+
+
+def show_options(facts: dict[str, Any]) -> None:
+    """The schedules that were tried, the chosen one marked."""
+    chosen = facts["prefill"], [list(switch) for switch in facts["switches"]]
+    rows = []
+    for option in facts["options"]:
+        switches = [[int(part.split("@")[1]) if "@" in part else 0, int(part.split("@")[0])] for part in option["schedule"].split(",")]
+        change = f"{option['difference']:+.3f} [{option['low']:+.3f}, {option['high']:+.3f}]"
+        mark = "<-" if (option["prefill"], switches) == chosen else ""
+        rows.append([option["prefill"], option["schedule"], f"{option['bits']:.2f}", f"{option['rouge']:.3f}", change, mark])
+    say_table(["prompt", "schedule", "bits", "ROUGE-L", "change (95 %)", ""], rows, right=["prompt", "bits", "ROUGE-L"])
+
+
+def show_pairs(facts: dict[str, Any]) -> None:
+    """How training went, pair by pair; a head that always says the same is told."""
+    for pair in facts["pairs"]:
+        high, low = pair["pair"]
+        say_facts(
+            {
+                f"{high} to {low} bits": f"{pair['examples']} examples",
+                "labels": pair["labels"],
+                "predictions": pair["predictions"],
+                "evaluation loss": f"{pair['eval_loss']:.3f} (balanced; {pair['chance_loss']:.3f} is chance)",
+                "accuracy": f"{pair['eval_accuracy']:.2f} (always the commonest class: {pair['eval_accuracy_prior']:.2f})",
+            }
+        )
+        if pair["collapsed"]:
+            say(f"warning: this head always answers {next(iter(pair['predictions']))}; it is a static schedule, use `schedule tune`")

@@ -1,0 +1,1 @@
+"""Tuning, training and measuring of precision schedules on generation tasks (methods/pmpd.md)."""

@@ -1,0 +1,1 @@
+"""Generation tasks: prompts to tune, train and measure schedules on."""
