@@ -45,7 +45,7 @@ def chat(
     from anybit.engine.open import open_engine
 
     model, tokenizer = open_engine(directory)
-    fixed = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": True}
+    fixed: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": True}
 
     def reply(messages: list[Message]) -> Any:
         return generate(model, tokenizer, messages, on_text=writer(sys.stdout), **fixed, **decoding.options)

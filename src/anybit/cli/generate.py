@@ -53,7 +53,7 @@ def generate(
 
     model, tokenizer = open_engine(directory, engine)
     shown = writer(sys.stderr if json else sys.stdout)
-    fixed = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
+    fixed: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     result = run(model, tokenizer, prompt, on_text=shown, **fixed, **decoding.options)
     print(file=sys.stderr if json else sys.stdout)
     if json:
