@@ -131,16 +131,17 @@ def test_a_step_costs_little_however_long_the_text(drafter):
     assert sorted(times)[1000] < 50e-6
 
 
-def simulate(share, tokens=2000, slope=0.2, pace=None, guessing=0.0):
+def simulate(share, tokens=2000, slope=0.2, pace=None, guessing=0.0, levels=1):
     """Time of a text over plain decoding where each guessed token is right with probability `share`."""
     pace, draw, now, done = pace or Pace(), random.Random(0), 0.0, 0
     while done < tokens:
-        count = pace.length(1, 4, 7)
+        level = draw.randrange(levels) + 1
+        count = pace.length(level, 4, 7)
         seconds = 1 + slope * count
         now += seconds + guessing * count
         pace.passed(4, count + 1, seconds)
         right = next((at for at in range(count) if draw.random() >= share), count)
-        pace.judged(1, 4, count, right, guessing * count)
+        pace.judged(level, 4, count, right, guessing * count)
         done += 1 + right
     return now / tokens
 
@@ -149,6 +150,7 @@ def test_guessing_stops_where_it_does_not_pay_and_goes_on_where_it_does():
     assert simulate(0.0) < 1.012
     assert simulate(0.0, tokens=64) < 1.02
     assert simulate(0.1, slope=0.5) < 1.02
+    assert simulate(0.0, levels=500) < 1.012  # every guess looks as good as the first
     assert simulate(0.95) < 0.45
     assert simulate(0.6) < 0.9
     assert simulate(0.0, pace=Pace(3.0), guessing=0.6) < 1.015
