@@ -91,19 +91,25 @@ def test_wrong_usage_names_the_culprit(anybit, words, said):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "refused"),
+    ("flags", "said"),
     [
-        ("--schedule", "4@0,3@32", True),
-        ("--schedule", "3", True),
-        ("--prefill-precision", "8", True),
-        ("--draft", "ngram", True),
-        ("--engine", "gpu", True),
+        (["--schedule", "4@0,3@32"], "not nested: it holds 4 bits only"),
+        (["--schedule", "3"], "not nested: it holds 4 bits only"),
+        (["--schedule", "auto"], "--schedule auto: this checkpoint is not nested"),
+        (["--schedule", "3@0,4@9"], "bits may only fall"),
+        (["--prefill-precision", "8"], "--prefill-precision 8: not in this checkpoint"),
+        (["--draft", "self"], "--draft self: this checkpoint is not nested"),
+        (["--draft", "tree"], "--draft tree: unknown; known: none, ngram, lookup, self"),
+        (["--draft", "ngram", "--engine", "torch"], "--draft with --engine torch: float sums"),
+        (["--guard"], "--guard: this checkpoint is not nested"),
+        (["--engine", "gpu"], "--engine gpu: not available in this version"),
     ],
 )
-def test_generate_refuses_what_is_not_there_yet(anybit, checkpoint, flag, value, refused):
-    done = anybit("generate", checkpoint, "--prompt", "x", flag, value)
-    assert (done.code == 2) == refused
-    assert f"{flag} {value}: not available in this version" in done.err
+def test_generate_refuses_what_cannot_be(anybit, checkpoint, flags, said):
+    done = anybit("generate", checkpoint, "--prompt", "x", *flags)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_stored_bits_are_a_valid_precision(anybit, checkpoint):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from anybit.cli.options import parse_size
 from anybit.cli.output import print_json, say, say_table
 from anybit.cli.progress import progress_bars
 from anybit.engine.generate import GenerationResult
+from anybit.engine.schedule import BitsAccount
 from anybit.errors import InputError
 
 
@@ -146,8 +148,11 @@ def test_generation_facts_are_the_contract():
         "text tokens prompt_tokens average_bits average_bits_paper prefill_tokens_per_second decode_tokens_per_second"
     )
     data = facts(result("Paris"), 4.5)
-    assert set(data) == {*keys.split(), "drafted", "accepted"}
+    assert set(data) == {*keys.split(), "drafted", "accepted", "passes", "bits", "guard"}
     assert (data["tokens"], data["prompt_tokens"], data["average_bits"], data["drafted"]) == (3, 7, 4.5, 0)
+    nested = facts(replace(result("Paris"), bits=BitsAccount((4, 3, 3)), drafted=9, accepted=5), None)
+    assert (nested["average_bits"], nested["average_bits_paper"], nested["bits"]) == (10 / 3, 3, {"4": 1, "3": 2})
+    assert (nested["drafted"], nested["accepted"]) == (9, 5)
 
 
 def test_chat_remembers_and_obeys_its_commands(capsys):
@@ -157,8 +162,8 @@ def test_chat_remembers_and_obeys_its_commands(capsys):
         heard.append([dict(message) for message in messages])
         return result(f"answer {len(heard)}")
 
-    lines = ["  hello ", "", "/stats", "/precision", "/wat", "again", "/reset", "new", "/quit", "never"]
-    left = converse(lines, reply, 4.0)
+    lines = ["  hello ", "", "/stats", "/precision", "/precision 3", "/wat", "again", "/reset", "new", "/quit", "never"]
+    left = converse(lines, reply, lambda spec: f"<{spec}> bits")
     roles = [[message["role"] for message in messages] for messages in heard]
     assert roles == [["user"], ["user", "assistant", "user"], ["user"]]
     assert heard[1][1]["content"] == "answer 1"
@@ -166,7 +171,8 @@ def test_chat_remembers_and_obeys_its_commands(capsys):
     assert [message["content"] for message in left] == ["new", "answer 3"]
     err = capsys.readouterr().err
     assert "12.5 tokens/s; 2 messages" in err
-    assert "4.00 bits" in err
+    assert "<> bits\n" in err
+    assert "<3> bits\n" in err
     assert "unknown command /wat" in err
 
 

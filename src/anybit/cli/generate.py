@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from anybit.cli.ledger import mean_code_bits, read_ledger, stored_precisions
+from anybit.cli.decoding import Decoding, Draft, Guard, Prefill, Schedule
+from anybit.cli.ledger import read_ledger
 from anybit.cli.options import Directory, Json, Seed, require_available
 from anybit.cli.output import print_json, say
 from anybit.errors import InputError
@@ -20,13 +21,10 @@ def generate(
     directory: Directory,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue")],
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Stop after this many tokens")] = 128,
-    prefill_precision: Annotated[
-        str | None, typer.Option(metavar="P", help="Bits while reading the prompt; only the stored ones yet")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Bits per decode step; only the stored ones yet")
-    ] = None,
-    draft: Annotated[str, typer.Option(metavar="none", help="Guess tokens ahead; only `none` yet")] = "none",
+    prefill_precision: Prefill = None,
+    schedule: Schedule = None,
+    guard: Guard = False,
+    draft: Draft = "none",
     seed: Seed = 0,
     temperature: Temperature = 0.0,
     engine: Annotated[
@@ -39,31 +37,27 @@ def generate(
 
     The text goes to stdout; with --json it streams to stderr, and stdout gets the object.
     """
-    ledger = read_ledger(directory)
-    stored = stored_precisions(ledger)
-    require_available("--prefill-precision", prefill_precision, stored)
-    require_available("--schedule", schedule, stored)
-    require_available("--draft", draft, ["none"])
+    decoding = Decoding(directory, read_ledger(directory), guard=guard, draft=draft)
+    decoding.read_prompts_at(prefill_precision)
+    decoding.follow(schedule)
     require_available("--engine", engine, ["auto", "native", "torch"])
+    if draft != "none" and engine == "torch":
+        raise InputError(
+            "--draft with --engine torch: float sums there depend on how many tokens a pass has, so drafting could "
+            "change the text; use --engine native, or --draft none"
+        )
     if not prompt:
         raise InputError("--prompt is empty; give the text to continue")
     from anybit.engine.generate import generate as run
     from anybit.engine.open import open_engine
 
     model, tokenizer = open_engine(directory, engine)
-    result = run(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        on_text=writer(sys.stderr if json else sys.stdout),
-        chat=chat,
-    )
+    shown = writer(sys.stderr if json else sys.stdout)
+    fixed: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
+    result = run(model, tokenizer, prompt, on_text=shown, **fixed, **decoding.options)
     print(file=sys.stderr if json else sys.stdout)
     if json:
-        print_json(facts(result, mean_code_bits(ledger)))
+        print_json(facts(result, decoding.stored))
     else:
         say(speed(result))
 
@@ -78,29 +72,40 @@ def writer(stream: Any) -> Callable[[str], None]:
     return write
 
 
-def facts(result: Any, bits: float) -> dict[str, Any]:
-    """The JSON of one generation. One precision runs the whole request, so both averages are that precision.
+def facts(result: Any, stored: float | None) -> dict[str, Any]:
+    """The JSON of one generation.
 
     Args:
         result: a `GenerationResult` of the engine.
-        bits: code bits per weight in use.
+        stored: code bits per weight of a checkpoint with one precision, which is then both averages.
     """
     return {
         "text": result.text,
         "tokens": result.tokens,
         "prompt_tokens": result.prompt_tokens,
-        "average_bits": bits,
-        "average_bits_paper": bits,
+        "average_bits": result.bits.average if stored is None else stored,
+        "average_bits_paper": result.bits.average_paper if stored is None else stored,
+        "bits": {} if stored is not None else {str(bits): steps for bits, steps in result.bits.histogram.items()},
         "prefill_tokens_per_second": result.prefill_tokens_per_second,
         "decode_tokens_per_second": result.decode_tokens_per_second,
-        "drafted": 0,
-        "accepted": 0,
+        "passes": result.passes,
+        "drafted": result.drafted,
+        "accepted": result.accepted,
+        "guard": result.guard,
     }
 
 
 def speed(result: Any) -> str:
     """One line about a generation for a person."""
-    return (
+    words = [
         f"{result.prompt_tokens} prompt tokens at {result.prefill_tokens_per_second:.1f}/s, "
         f"then {result.decode_tokens_per_second:.1f} tokens/s"
-    )
+    ]
+    if len(result.bits.histogram) > 1:
+        steps = ", ".join(f"{count} steps at {bits}" for bits, count in result.bits.histogram.items())
+        words.append(f"{result.bits.average:.2f} bits ({steps})")
+    if result.drafted:
+        words.append(f"{result.accepted} of {result.drafted} guesses right, {result.passes} passes")
+    if result.guard:
+        words.append(f"guard: {result.guard['probes']} probes, raised {result.guard['raised']} times")
+    return "; ".join(words)

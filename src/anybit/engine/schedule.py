@@ -99,11 +99,12 @@ class FixedSchedule:
         """Nothing to learn."""
 
 
-def parse_schedule(text: str) -> FixedSchedule:
-    """`4` or `4@0,3@32,2@96`: bits @ decode step.
+def parse_schedule(text: str, *, may_rise: bool = False) -> FixedSchedule:
+    """`4` or `4@0,3@32,2@96`: bits @ decode step; they rise only with `may_rise` (the guard).
 
     Raises:
-        InputError: not of that form, steps that do not ascend from 0, bits outside 1..16, or bits that rise.
+        InputError: not of that form, steps that do not ascend from 0, bits outside 1..16, or bits that rise
+            and may not.
     """
     switches: list[tuple[int, int]] = []
     for part in text.split(","):
@@ -115,8 +116,10 @@ def parse_schedule(text: str) -> FixedSchedule:
         raise InputError(f"--schedule {text}: steps must ascend from 0, such as 4@0,3@32")
     if any(not 1 <= bits <= 16 for _, bits in switches):
         raise InputError(f"--schedule {text}: bits must be 1 to 16")
-    if any(b[1] > a[1] for a, b in itertools.pairwise(switches)):
-        raise InputError(f"--schedule {text}: bits may only fall within a text; write the higher precision first")
+    if not may_rise and any(b[1] > a[1] for a, b in itertools.pairwise(switches)):
+        raise InputError(
+            f"--schedule {text}: bits may only fall within a text; write the higher precision first, or add --guard"
+        )
     return FixedSchedule(tuple(switches))
 
 

@@ -7,6 +7,7 @@ Weights are repacked once (`tile`) from the saved planes; a weight of b planes r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
