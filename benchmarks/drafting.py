@@ -57,7 +57,9 @@ def _copy(draw: random.Random, articles: Sequence[str], length: int) -> str:
         return f"{lines}\n\nThe same list again:\n1. The word is {items[0]}.\n2. The word is"
     names = [word.strip(".,()'\"").lower() or "item" for word in passage.split()[: length // 8]]
     body = "\n".join(f"    total = total + load_{name}(path, size)" for name in names)
-    return f"def first(path, size):\n    total = 0\n{body}\n    return total\n\ndef second(path, size):\n    total = 0\n"
+    return (
+        f"def first(path, size):\n    total = 0\n{body}\n    return total\n\ndef second(path, size):\n    total = 0\n"
+    )
 
 
 class Bench:
