@@ -24,13 +24,15 @@ from anybit.engine.open import open_engine
 from anybit.machine import machine
 
 KINDS = ("open", "copy")
-SHORT, LONG, ROUNDS = 24, 128, 3
+SHORT, LONG, ROUNDS = 24, 96, 3
 
 
-def prompts(count: int, seed: int) -> list[tuple[str, str]]:
-    """(kind, prompt), kinds in turn."""
+def prompts(count: int, seed: int, length: int = 40) -> list[tuple[str, str]]:
+    """(kind, prompt), kinds in turn; `length`: words there are to copy."""
     draw, articles = random.Random(seed), read_documents("wiki")
-    return [(KINDS[at % 2], _open(draw, articles) if at % 2 == 0 else _copy(draw, articles)) for at in range(count)]
+    return [
+        (KINDS[at % 2], _open(draw, articles) if at % 2 == 0 else _copy(draw, articles, length)) for at in range(count)
+    ]
 
 
 def _words(draw: random.Random, articles: Sequence[str], count: int) -> str:
@@ -43,17 +45,17 @@ def _open(draw: random.Random, articles: Sequence[str]) -> str:
     return _words(draw, articles, draw.randrange(8, 40))
 
 
-def _copy(draw: random.Random, articles: Sequence[str]) -> str:
-    passage = _words(draw, articles, 40)
+def _copy(draw: random.Random, articles: Sequence[str], length: int) -> str:
+    passage = _words(draw, articles, length)
     kind = draw.randrange(3)
     if kind == 0:
         begun = " ".join(passage.split()[:8])
         return f'Here is a text:\n"{passage}"\n\nHere is the same text, quoted word for word:\n"{begun}'
     if kind == 1:
-        items = passage.split()[:12]
+        items = passage.split()[: length // 3]
         lines = "\n".join(f"{at + 1}. The word is {word}." for at, word in enumerate(items))
         return f"{lines}\n\nThe same list again:\n1. The word is {items[0]}.\n2. The word is"
-    names = [word.strip(".,()'\"").lower() or "item" for word in passage.split()[:5]]
+    names = [word.strip(".,()'\"").lower() or "item" for word in passage.split()[: length // 8]]
     body = "\n".join(f"    total = total + load_{name}(path, size)" for name in names)
     return (
         f"def first(path, size):\n    total = 0\n{body}\n    return total\n\ndef second(path, size):\n    total = 0\n"
@@ -142,7 +144,7 @@ def main() -> None:
     if asked.prompts:
         part["identity"] = bench.identity(prompts(asked.prompts, 0))
     if asked.timed:
-        part["speed"] = bench.speed(prompts(asked.timed, 1))
+        part["speed"] = bench.speed(prompts(asked.timed, 1, length=LONG))
     print(json.dumps(part, indent=1))
     data = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
     name = "self" if asked.nested else "copying"

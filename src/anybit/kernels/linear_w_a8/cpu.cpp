@@ -179,11 +179,16 @@ ANYBIT_INLINE void multiply_pair(const std::uint8_t* strip, size_t apart, const 
   finish_rows(low, w, out, block, token), finish_rows(high, w, out, block + 1, token);
 }
 
-// Tokens [begin, end), at most four at once: more spill registers.
+// Tokens [begin, end), as many at once as there are registers for: expanding codes costs as much as three tokens do.
 template <class Source>
 void multiply_all(const Source& source, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t begin,
                   size_t end) {
+#if defined(ANYBIT_TARGET_avx512) || defined(ANYBIT_TARGET_amx)
+  for (; begin + 8 <= end; begin += 8) multiply<8>(source, w, x, out, block, begin);
+  if (begin + 6 <= end) multiply<6>(source, w, x, out, block, begin), begin += 6;
+#endif
   for (; begin + 4 <= end; begin += 4) multiply<4>(source, w, x, out, block, begin);
+  if (begin + 3 <= end) multiply<3>(source, w, x, out, block, begin), begin += 3;
   if (begin + 2 <= end) multiply<2>(source, w, x, out, block, begin), begin += 2;
   if (begin < end) multiply<1>(source, w, x, out, block, begin);
 }
