@@ -90,8 +90,8 @@ def search(chain: Sequence[int], length: int, target: Target, measure: Measure) 
 
     First one precision for each phase: for prompts the lowest that, used throughout, meets the target; then decoding lower
     step by step, with switch points on the grid. Where prompts could do with less than the highest precision, that one is
-    tried too: a better read prompt may let decoding do with fewer bits, and decoding is what costs. A budget of bits reads prompts at the
-    highest precision, which costs decoding nothing.
+    tried too: a better read prompt may let decoding do with fewer bits, and decoding is what costs. A budget of bits reads
+    prompts at the highest precision.
 
     Args:
         chain: precisions, falling.
