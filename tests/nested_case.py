@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from anybit.checkpoint.canary import CANARY, write_canary
 from anybit.checkpoint.layout import INDEX
+from anybit.formats.affine import Affine
 from anybit.formats.decoder import groups
 from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.terms import CodeTerm, save_terms
@@ -23,7 +26,7 @@ def nested(rows: int, columns: int, group: int, bits: int = 8, seed: int = 0) ->
     """Random codes over the full range and a grid of every readable width, tabled at some of them."""
     draw = torch.Generator().manual_seed(seed * 31 + bits * 131 + rows * 7919 + columns)
     shape = (rows, groups(columns, group))
-    widths = tuple(width for width in WIDTHS if width < bits) + (bits,)
+    widths = (*(width for width in WIDTHS if width < bits), bits)
     tables = [width for width in widths if width not in (3, 6) or width == bits]
     zeros = {t: torch.randint(0, 2**bits, shape, dtype=torch.uint8, generator=draw) for t in tables}
     ratios = {t: torch.randint(100, 160, shape, dtype=torch.uint8, generator=draw) for t in tables if t < bits}
@@ -36,8 +39,6 @@ def nested(rows: int, columns: int, group: int, bits: int = 8, seed: int = 0) ->
 def fitted(values: Tensor, group: int) -> CodeTerm:
     """A weight float32 [N, K] on a nested grid: 8-bit min-max codes, zeros of narrower widths moved a little at random so that
     using the wrong table shows."""
-    from anybit.formats.affine import Affine
-
     grid = Affine.fit(values, 8, group)
     assert grid.zero is not None
     zeros, ratios = {8: grid.zero}, {}
@@ -51,7 +52,7 @@ def fitted(values: Tensor, group: int) -> CodeTerm:
 
 def nest(checkpoint: Path, group: int = 32, but: Sequence[str] = (), only: Sequence[int] = WIDTHS) -> Path:
     """Rewrite a quantized checkpoint with nested weights in place of all its affine ones except those named like `but`; the
-    ledger's hashes follow. `only` are the widths its form offers."""
+    ledger's hashes and the canary follow. `only` are the widths its form offers."""
     torch.manual_seed(0)
     config, index = (json.loads((checkpoint / name).read_text()) for name in ("config.json", INDEX))
     ledger = json.loads((checkpoint / "ledger.json").read_text())
@@ -76,6 +77,10 @@ def nest(checkpoint: Path, group: int = 32, but: Sequence[str] = (), only: Seque
         save_file(tensors, checkpoint / file, metadata={"format": "pt"})
     for name, data in (("config.json", config), (INDEX, index), ("ledger.json", ledger)):
         (checkpoint / name).write_text(json.dumps(data))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).eval()
+    ids = torch.arange(5, 21)
+    with torch.no_grad():
+        write_canary(checkpoint / CANARY, ids, model(input_ids=ids[None]).logits[0, -1])
     return checkpoint
 
 

@@ -71,13 +71,49 @@ void check(size_t kv_bits) {
     expect(values[i] == sorted[i] && logits[static_cast<size_t>(ids[i])] == values[i], "likeliest tokens", i, kv_bits);
 }
 
+// A nested weight read at three bits, by the cell or by an offset, is the weight of those three planes, and costs as much.
+void check_precision(size_t kv_bits) {
+  Tiny tiny, three;
+  Model nested = tiny.model(), alone = three.model();
+  for (size_t i = 0; i < nested.layers.size(); ++i) {
+    TiledWeight view = tiny.qkv.view();
+    view.bits = 3, view.scale_mul = 2.0f, view.zero_mul = 0.5f, view.zero_add = -0.25f;
+    nested.layers[i].qkv.parts[0].views[2] = view;
+    view.planes = three.qkv.lines.data(), view.scale = three.qkv.scales.data(), view.zero = three.qkv.zeros.data();
+    alone.layers[i].qkv.parts[0] = {view, 0};
+  }
+  const KvShape shape{kHeads, kKvHeads, kHeadDim, kv_bits};
+  Decoder switched(nested, shape, 2 * kTokens, 2, 32), fixed(alone, shape, 2 * kTokens, 2, 32);
+  Exact<float> wanted(kTokens * kVocabulary), found(kTokens * kVocabulary);
+  Exact<std::int32_t> down(2, -1), none(2, 0);
+  const auto same = [&] { return std::equal(found.begin(), found.end(), wanted.begin()); };
+  feed(fixed, kTokens, wanted);
+  const size_t bytes = fixed.weight_bytes().layers;
+  feed(switched, kTokens, found);
+  expect(!same() && switched.weight_bytes().layers > bytes, "all planes", kv_bits);
+  tiny.precision[0] = 3;
+  feed(switched, kTokens, found);
+  expect(same() && switched.weight_bytes().layers == bytes, "three planes by the cell", kv_bits);
+  tiny.precision[0] = 4, switched.set_offsets(down.data());
+  feed(switched, kTokens, found);
+  expect(same(), "three planes by offsets", kv_bits);
+  tiny.precision[0] = 99, switched.set_offsets(none.data());
+  feed(switched, 7, found);
+  expect(!same(), "beyond what is stored: all of it", kv_bits);
+  Exact<std::int32_t> token(70, 5), slot(70, 0);
+  fixed.logits({token.data(), slot.data(), 70, token.data(), 0}, nullptr);
+  Exact<float> keys(kKvHeads * 70 * kHeadDim), values(kKvHeads * 70 * kHeadDim);
+  fixed.cache().read(1, 0, keys.data(), values.data());
+  for (float v : values) expect(std::isfinite(v), "values of the last layer", kv_bits);
+}
+
 }  // namespace
 
 int main() {
   set_threads(2);
   for (const auto& isa : available_isas()) {
     set_isa(isa);
-    for (size_t kv_bits : {16, 8, 4}) check(kv_bits);
+    for (size_t kv_bits : {16, 8, 4}) check(kv_bits), check_precision(kv_bits);
     std::printf("decoder on %s ok\n", isa.c_str());
   }
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,13 +13,16 @@ from anybit.formats.binary_coded import BinaryCoded
 from anybit.formats.bipolar import Bipolar
 from anybit.formats.codebook import Codebook
 from anybit.formats.decoder import Decoder, groups, per_column
+from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.planes import pack
 from anybit.kernels.linear_w_a16 import op, reference
 from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
 from anybit.kernels.native import set_threads
+from nested_case import nested
+from random_terms import code_term
 
 SHAPES = [(1, 1, 1), (3, 7, 3), (17, 31, 8), (16, 64, 32), (33, 67, 5), (19, 130, 32), (8, 257, 96), (48, 576, 64)]
-KINDS = ("codebook", "binary_coded", "binary_coded-offset", "bipolar")
+KINDS = ("codebook", "binary_coded", "binary_coded-offset", "bipolar", "nested_affine")
 NATIVE = ("native-lookup", "native-decode")
 
 
@@ -39,6 +44,9 @@ class Case:
             self.decoder: Decoder = Codebook(bits, {bits: wild(rows, 2**bits, draw=draw)})
         elif kind == "bipolar":
             self.decoder = Bipolar(bits, group, wild(rows, count, draw=draw).abs())
+        elif kind == "nested_affine":
+            zero = torch.randint(0, 2**bits, (rows, count), dtype=torch.uint8, generator=draw)
+            self.decoder = NestedAffine(bits, group, (bits,), wild(rows, count, draw=draw).abs(), {bits: zero}, {})
         else:
             offset = {bits: wild(rows, count, draw=draw)} if kind.endswith("offset") else None
             self.decoder = BinaryCoded(bits, group, {bits: wild(rows, count, bits, draw=draw)}, offset)
@@ -59,6 +67,8 @@ class Case:
             return per_column(reach, self.columns, self.group)
         if isinstance(self.decoder, Bipolar):
             return per_column(self.decoder.scale.double() * (2**self.bits - 1), self.columns, self.group)
+        if isinstance(self.decoder, NestedAffine):
+            return per_column(self.decoder.scale.double() * 2**self.bits, self.columns, self.group)
         return self.decoder.decode(self.codes).double().abs()
 
     def bound(self, x: Tensor, impl: str) -> Tensor:
@@ -133,6 +143,39 @@ def test_a_nested_precision_reads_the_first_planes_only(kind):
     y, want = op.multiply(case.x, nested), case.x @ reference.decode(nested).T
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-3)
     assert not torch.equal(y, op.multiply(case.x, case.weight))
+
+
+@pytest.mark.parametrize("stored", [8, 5])
+def test_nested_grids_at_every_width(isa, stored):
+    for rows, columns, group in SHAPES[2:]:
+        codes, decoder = nested(rows, columns, group, stored)
+        x = torch.randn(3, columns, generator=torch.Generator().manual_seed(rows))
+        for bits in decoder.precisions:
+            weight = of_decoder(pack(codes, stored), decoder, columns, bits)
+            assert torch.equal(op.decode(weight), decoder.decode(codes, bits)), (rows, columns, bits)
+            assert torch.equal(reference.decode(weight), decoder.decode(codes, bits))
+            spread = per_column(decoder.grid(bits)[0].double() * 2**stored, columns, group)
+            roundings = 3 + (group // 4 + 2) + (bits + 1) * groups(columns, group) + 2
+            bound = 1.001 * roundings * 2.0**-24 * (x.double().abs() @ spread.T)
+            error = (
+                op.multiply(x, weight, "native-lookup").double() - x.double() @ decoder.decode(codes, bits).double().T
+            ).abs()
+            assert bool((error <= bound).all()), (rows, columns, bits)
+
+
+@pytest.mark.parametrize("kind", ["codebook", "binary_coded", "nested_affine", "affine"])
+def test_widths_that_are_not_offered_are_refused(kind):
+    term = code_term(kind, 6, 40, bits=4)
+    with pytest.raises(FormatError, match=f"no 1 bits in this {kind} weight; it holds"):
+        of_decoder(term.planes, term.decoder, 40, 1)
+
+
+def test_a_scale_that_float16_cannot_move_is_refused():
+    codes, decoder = nested(4, 32, 32)
+    wide = replace(decoder, scale=torch.full_like(decoder.scale, 1100.0))
+    of_decoder(pack(codes, 8), wide, 32, 6)
+    with pytest.raises(FormatError, match="too large to read it at 2 bits"):
+        of_decoder(pack(codes, 8), wide, 32, 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

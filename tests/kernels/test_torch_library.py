@@ -45,7 +45,7 @@ def tiled(bits=4):
 
 def w_a16_samples():
     x = torch.randn(2, 3, COLUMNS)
-    for kind in ("affine", "affine-symmetric", "bipolar", "codebook", "binary_coded"):
+    for kind in ("affine", "affine-symmetric", "bipolar", "codebook", "binary_coded", "nested_affine"):
         planes = code_term(kind, ROWS, COLUMNS, group=GROUP).planes
         weight = of_decoder(planes, decoder(kind, ROWS, COLUMNS, group=GROUP), COLUMNS)
         parts = (weight.planes, weight.first, weight.second, weight.group_size, COLUMNS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anybit.errors import FormatError, PromiseError
 from anybit.formats.decoder import Form
-from anybit.formats.terms import stored_bits
+from anybit.formats.terms import precisions, stored_bits
 
 LEDGER = "ledger.json"
 
@@ -26,7 +26,7 @@ class Row(BaseModel):
     `planned` and `actual` are words such as "affine4g32"; `error` is the relative output error on the calibration
     inputs (or the
     relative weight error where none were needed, then `calibration_tokens` is 0); `kernel` runs it on the machine
-    that wrote the row; `sha256` holds one hash per tensor on disk.
+    that wrote the row; `sha256` holds one hash per tensor on disk; `precisions` are the widths it can be read at.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,6 +43,7 @@ class Row(BaseModel):
     kernel: str
     sha256: dict[str, str]
     notes: list[str] = []
+    precisions: list[int] = []
 
 
 class Ledger(BaseModel):
@@ -126,6 +127,7 @@ def row(name: str, planned: str, form: Form, tensors: dict[str, Tensor], **facts
         bits_per_weight=bits / (rows * columns),
         stored_bytes=bits // 8,
         sha256={key: tensor_sha256(tensor) for key, tensor in tensors.items()},
+        precisions=list(precisions(form)),
         **facts,
     )
 

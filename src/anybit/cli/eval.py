@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from anybit.cli.ledger import read_ledger, stored_precisions
-from anybit.cli.options import Directory, Json, require_available
+from anybit.cli.ledger import chosen_precision, read_ledger
+from anybit.cli.options import Directory, Json
 from anybit.cli.output import print_json, say, say_facts
 from anybit.cli.progress import progress_bars
 from anybit.errors import InputError
@@ -25,7 +25,7 @@ def evaluate(
     ctx: Annotated[int, typer.Option(min=2, help="Tokens per window")] = 512,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", min=2, help="Stop after this many tokens")] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="P", help="Bits to run with; only the stored ones yet")
+        str | None, typer.Option(metavar="P", help="Bits to read nested weights with; default: all stored")
     ] = None,
     tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Tasks to score; none available yet")] = None,
     json: Json = False,
@@ -34,14 +34,14 @@ def evaluate(
 
     Perplexity convention: non-overlapping windows of --ctx tokens, the first token of a window is not scored.
     """
-    if precision is not None:
-        require_available("--precision", precision, stored_precisions(read_ledger(directory)))
+    bits = None if precision is None else chosen_precision(read_ledger(directory), "--precision", precision)
     if tasks is not None:
         raise InputError(f"--tasks {tasks}: tasks are not available in this version of anybit; leave --tasks out")
     from anybit.evaluate.run import evaluate as measure
 
     with progress_bars() as progress:
-        result = measure(directory, text=text, baseline=baseline, ctx=ctx, max_tokens=max_tokens, progress=progress)
+        sizes: dict[str, Any] = {"ctx": ctx, "max_tokens": max_tokens}
+        result = measure(directory, text=text, baseline=baseline, precision=bits, progress=progress, **sizes)
     if json:
         print_json(result)
     else:
@@ -53,6 +53,7 @@ def show(result: dict[str, Any]) -> None:
     say_facts(
         {
             "perplexity": f"{result['perplexity']:.3f} ± {result['stderr']:.3f}",
+            "precision": f"{result['precision']} bits" if result["precision"] else None,
             "tokens": f"{result['tokens']} in windows of {result['ctx']}",
             "float model": _number(result, "baseline_perplexity", 3),
             "KL mean": _number(result, "kl_mean", 5),

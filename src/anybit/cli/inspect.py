@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anybit.cli.ledger import read_ledger
+from anybit.cli.ledger import nested_precisions, read_ledger
 from anybit.cli.options import Directory, Json
 from anybit.cli.output import print_json, say, say_table
 from anybit.report.words import size
@@ -40,6 +40,8 @@ def show(ledger: dict[str, Any]) -> None:
     say_table(COLUMNS, map(_cells, rows), right=("bits", "bits/weight", "error", "tokens"))
     whole = f"  {size(ledger['size_bytes'])}" if "size_bytes" in ledger else ""
     say(f"{len(rows)} tensors, {ledger['bits_per_weight']:.3f} bits per weight{whole}")
+    if widths := nested_precisions(ledger):
+        say(f"nested: can be read at {', '.join(map(str, widths))} bits")
     for row in rows:
         if row["planned"] != row["actual"]:
             say(f"{row['name']}: planned {row['planned']}, stored {row['actual']}")

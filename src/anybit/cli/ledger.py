@@ -55,10 +55,29 @@ def in_blocks(ledger: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if place(row["name"])[0] is not None] or rows
 
 
+def nested_precisions(ledger: dict[str, Any]) -> list[int]:
+    """Widths that all nested tensors can be read at, ascending; none where nothing is nested."""
+    nested = [set(found) for row in ledger["tensors"] if len(found := row.get("precisions", [])) > 1]
+    return sorted(set.intersection(*nested)) if nested else []
+
+
 def stored_precisions(ledger: dict[str, Any]) -> list[str]:
-    """What `--precision` and `--schedule` can be: `stored`, and the number of bits if all blocks share it."""
-    bits = {row["bits"] for row in in_blocks(ledger)}
-    return ["stored", *(str(b) for b in bits if len(bits) == 1)]
+    """What `--precision` and `--schedule` can be: `stored`, and the widths of a nested model, or else the number of bits if
+    all blocks share it."""
+    bits = nested_precisions(ledger) or sorted({row["bits"] for row in in_blocks(ledger)})
+    return ["stored", *(str(b) for b in bits if len(bits) == 1 or nested_precisions(ledger))]
+
+
+def chosen_precision(ledger: dict[str, Any], flag: str, text: str | None) -> int | None:
+    """The width to load a model with; None for what is stored.
+
+    Raises:
+        InputError: not a precision of this checkpoint.
+    """
+    known = stored_precisions(ledger)
+    if text is not None and text not in known:
+        raise InputError(f"{flag} {text}: not in this checkpoint; it can run at {', '.join(known)}")
+    return int(text) if text is not None and nested_precisions(ledger) and text != "stored" else None
 
 
 def mean_code_bits(ledger: dict[str, Any]) -> float:

@@ -25,6 +25,7 @@ def evaluate(
     ctx: int = 512,
     max_tokens: int | None = None,
     dtype: str = "float32",
+    precision: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a text; JSON-ready.
@@ -36,22 +37,30 @@ def evaluate(
         ctx: window length in tokens; first token of a window unscored.
         max_tokens: use at most this many tokens of the text, None for all.
         dtype: of the floating-point parts of both models; the noise floor is always float32 beside bfloat16.
+        precision: bits to read the nested weights of an anybit model with; default: all that are stored.
 
     Returns:
-        `perplexity, stderr, tokens` (scored), `ctx, windows, model, text, data, dtype, seconds`; with a baseline also
+        `perplexity, stderr, tokens` (scored), `ctx, windows, model, text, data, dtype, precision, seconds`; with a baseline also
         the keys of `compare_with_baseline`.
 
     Raises:
-        InputError: unreadable model or text, text too short, vocabularies that differ.
+        InputError: unreadable model or text, a precision that is not in the checkpoint, text too short, vocabularies that differ.
         PromiseError: NaN or infinite results.
     """
     started = time.perf_counter()
     progress = progress or silent
     documents = read_documents(text)  # before the slow loading: a wrong path is told at once
-    model, tokenizer = load_any(directory, dtype=dtype)
+    model, tokenizer = load_any(directory, dtype=dtype, precision=precision)
     windows = evaluation_windows(tokenizer, documents, ctx, max_tokens)
-    about = {"model": str(directory), "text": text, "data": data_identity(windows, text), "dtype": dtype}
-    sizes = {"ctx": ctx, "windows": len(windows)}
+    about = {
+        "model": str(directory),
+        "text": text,
+        "data": data_identity(windows, text),
+        "dtype": dtype,
+        "precision": precision,
+        "ctx": ctx,
+        "windows": len(windows),
+    }
     if baseline is None:
         measured = perplexity(model, windows, progress)
         numbers: dict[str, Any] = {
@@ -62,7 +71,7 @@ def evaluate(
     else:
         float_model, _ = load_any(baseline, dtype=dtype)
         numbers = {"baseline": str(baseline)} | compare_with_baseline(model, float_model, windows, progress)
-    return about | sizes | numbers | {"seconds": time.perf_counter() - started}
+    return about | numbers | {"seconds": time.perf_counter() - started}
 
 
 def compare_with_baseline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -47,7 +48,7 @@ def width_read(offered: Sequence[int], bits: int) -> int:
 
 def available_precisions(forms: Iterable[Form]) -> tuple[int, ...]:
     """Widths a model of such layers can run at, ascending: what its nested layers have in common; where none is nested,
-    the widest that is stored (layers of one width run at it whatever the cell says).
+    the width that most of them store (layers of one width run at it whatever the cell says).
 
     Raises:
         InputError: nested layers without a width in common.
@@ -55,7 +56,8 @@ def available_precisions(forms: Iterable[Form]) -> tuple[int, ...]:
     offered = [precisions(form) for form in forms]
     nested = [set(widths) for widths in offered if len(widths) > 1]
     if not nested:
-        return (max((widths[-1] for widths in offered if widths), default=16),)
+        count = Counter(widths[-1] for widths in offered if widths)
+        return (max(count, key=lambda width: (count[width], width), default=16),)
     common = set.intersection(*nested)
     if not common:
         raise InputError("the nested layers of this checkpoint have no precision in common; quantize it again")
