@@ -210,6 +210,10 @@ def test_search_finds_the_cheapest_that_is_good_enough() -> None:
     same = measured({}, lambda *_: 0.7)
     cheap = search((4, 3, 2), 12, Target(loss=0.0), same).best
     assert (cheap.bits, cheap.prefill) == (2.0, 2)
+    # three bits do for both, and two for decoding if the prompt was read at four
+    phases = {(4, ((0, 4),)): 1.0, (3, ((0, 3),)): 0.99, (4, ((0, 2),)): 0.99}
+    apart = search((4, 3, 2), 12, Target(loss=0.02), measured(phases, lambda *_: 0.5)).best
+    assert (apart.bits, apart.prefill) == (2.0, 4)
     # nothing but the top is
     strict = measured({(4, ((0, 4),)): 1.0}, lambda *_: 0.5)
     assert search((4, 3), 12, Target(loss=0.02), strict).best.schedule.switches == ((0, 4),)

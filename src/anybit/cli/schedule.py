@@ -70,7 +70,9 @@ def tune(
         print_json(facts)
         return
     show_options(facts)
-    say(f"wrote {facts['out']}; use it with `anybit generate {directory} --schedule task:{task} --prompt ...`")
+    say(
+        f"wrote {facts['out']}; use it with `anybit generate {directory} --schedule {out or 'task:' + task} --prompt ...`"
+    )
 
 
 def train(
@@ -111,7 +113,7 @@ def train(
         print_json(facts)
         return
     show_pairs(facts)
-    say(f"wrote {facts['out']}; use it with `anybit generate {directory} --schedule auto --prompt ...`")
+    say(f"wrote {facts['out']}; use it with `anybit generate {directory} --schedule {out or 'auto'} --prompt ...`")
 
 
 def show(

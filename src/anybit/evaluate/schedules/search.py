@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from anybit.engine.schedule import FixedSchedule
-from anybit.engine.schedulers.static import candidates, static
+from anybit.engine.schedulers.static import candidates, mean_bits, static
 from anybit.errors import InputError, PromiseError
 
 
@@ -89,8 +89,9 @@ def search(chain: Sequence[int], length: int, target: Target, measure: Measure) 
     """The cheapest schedule that keeps the quality, or the best one within a budget of bits.
 
     First one precision for each phase: for prompts the lowest that, used throughout, meets the target; then decoding lower
-    step by step. Below what decoding takes throughout, switch points on the grid. A budget of bits reads prompts at the
-    highest precision, which costs decoding nothing.
+    step by step, with switch points on the grid. Where prompts could do with less than the highest precision, that one is
+    tried too: a better read prompt may let decoding do with fewer bits, and decoding is what costs. A budget of bits reads
+    prompts at the highest precision.
 
     Args:
         chain: precisions, falling.
@@ -113,6 +114,11 @@ def search(chain: Sequence[int], length: int, target: Target, measure: Measure) 
     tried += [
         measure(schedule, prefill) for schedule in candidates(usable, length) if schedule.switches != ((0, prefill),)
     ]
+    if prefill < chain[0]:
+        best = min(option.bits for option in tried if option.mean >= floor)
+        tried += [
+            measure(schedule, chain[0]) for schedule in candidates(chain, length) if mean_bits(schedule, length) < best
+        ]
     fine = [option for option in tried if option.mean >= floor]
     return _found(min(fine, key=lambda option: (option.bits, option.prefill, -option.mean)), top, tried)
 
