@@ -98,10 +98,10 @@ class Nested(AffineGrid):
         loss = losses.view(copies, -1).sum(1).expand(len(levels.widths)).tolist()
         hessian.diagonal().add_(damping * hessian.diagonal().mean())
         for _ in range(self.refit):
-            grid = refit(weight, hessian, codes, grid)
+            grid = refit(weight, hessian, codes, grid, self.emphasis())
             codes = descend(weight, hessian, codes, grid, self.emphasis(), order, self.block)
         if self.refit:
-            grid = refit(weight, hessian, codes, grid)
+            grid = refit(weight, hessian, codes, grid, self.emphasis())
         return codes, grid, dict(zip(levels.widths, loss, strict=True))
 
     def emphasis(self) -> dict[int, float]:

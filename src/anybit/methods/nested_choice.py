@@ -19,7 +19,9 @@ class Levels:
 
     def __init__(self, grid: NestedAffine, emphasis: Mapping[int, float], group: Tensor) -> None:
         self.bits, self.widths, self.group = grid.bits, tuple(sorted(emphasis)), group.tolist()
-        self._emphasis = [emphasis[width] for width in self.widths]
+        self._emphasis = torch.tensor([emphasis[width] for width in self.widths])
+        self._steps = [2 ** (grid.bits - width) for width in self.widths]
+        self._middles = [torch.arange(0, 2**grid.bits, step)[:, None] + (step - 1) / 2 for step in self._steps]
         tables = [grid.grid(width) for width in self.widths]
         self._scale = torch.stack([scale.float().t() for scale, _ in tables], 1)  # [G, L, N]
         self._zero = torch.stack([zero.float().t() for _, zero in tables], 1)
@@ -28,31 +30,31 @@ class Levels:
         """For targets float32 [L, N] of the i-th column: the codes uint8 [N] with the least sum of emphasis * (target -
         value)^2, the lowest of several, and their values float32 [L, N].
 
-        Exact: every cell of the last width but one is tried, and within a cell the widest takes its nearest code.
+        Exact: in every cell of the last width but one the widest takes its nearest code; then, width by width towards the
+        narrowest, of the cells that share a wider cell the best goes on.
         """
         scale, zero = self._scale[self.group[i]], self._zero[self.group[i]]
-        narrow, widest = self.widths[:-1], self.widths[-1]
-        cells = 2 ** (narrow[-1] if narrow else 0)
-        cost = torch.zeros(cells, targets.shape[1])
-        for level, width in enumerate(narrow):
-            lost = (targets[level] - (_middles(width, self.bits)[:, None] - zero[level]) * scale[level]).square_()
-            cost += lost.mul_(self._emphasis[level]).repeat_interleave(cells >> width, 0)
-        step = 2 ** (self.bits - widest)
-        inside = 2**widest // cells
-        first = (torch.arange(cells) * inside)[:, None].float()
-        shift = (step - 1) / 2
-        index = ((targets[-1] / scale[-1] + ((zero[-1] - shift) % step)) / step).round_()
-        index = index + torch.div(zero[-1] - shift, step, rounding_mode="floor")
-        index = index.maximum(first).minimum(first + (inside - 1))
-        lost = (targets[-1] - (index * step + shift - zero[-1]) * scale[-1]).square_()
-        best = cost.add_(lost, alpha=self._emphasis[-1]).argmin(0, keepdim=True)
-        codes = index.gather(0, best)[0] * step
-        return codes.to(torch.uint8), self.values(codes, i)
+        weight = scale.square() * self._emphasis[:, None]
+        cells = 2 ** ([0, *self.widths])[-2]
+        steps, shifts = self._steps[-1], (self._steps[-1] - 1) / 2
+        shift = zero[-1] - shifts
+        rounded = ((targets[-1] / scale[-1] + shift % steps) / steps).round_() + (shift / steps).floor_()
+        inside = 2 ** self.widths[-1] // cells
+        first = torch.arange(0, cells * inside, inside)[:, None].float()
+        codes = rounded.maximum(first).minimum(first + (inside - 1)).mul_(steps)
+        cost = (codes + shifts).sub_(targets[-1] / scale[-1] + zero[-1]).square_().mul_(weight[-1])
+        for level in range(len(self.widths) - 2, -1, -1):
+            while len(cost) > 2 ** self.widths[level]:
+                codes, cost = _better_halves(codes, cost)
+            cost += self._middles[level].sub(targets[level] / scale[level] + zero[level]).square_().mul_(weight[level])
+        while len(cost) > 1:
+            codes, cost = _better_halves(codes, cost)
+        return codes[0].to(torch.uint8), self.values(codes[0], i)
 
     def values(self, codes: Tensor, i: int) -> Tensor:
         """Values float32 [L, N] of codes [N] of the i-th column."""
         scale, zero = self._scale[self.group[i]], self._zero[self.group[i]]
-        steps = torch.tensor([2.0 ** (self.bits - width) for width in self.widths])[:, None]
+        steps = torch.tensor(self._steps)[:, None]
         return ((codes.float() / steps).floor_() * steps + (steps - 1) / 2 - zero) * scale
 
     def quantize(self, rest: Tensor, i: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,7 @@ class Levels:
         return codes.repeat(len(self.widths)), values.reshape(-1)
 
 
-def _middles(width: int, bits: int) -> Tensor:
-    """The middle of every cell of `width` bits, in steps of the stored codes: float32 [2^width]."""
-    step = 2 ** (bits - width)
-    return torch.arange(2**width) * float(step) + (step - 1) / 2
+def _better_halves(codes: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every two neighbours [2 C, N] the one that costs less, the first of equals: [C, N]."""
+    right = cost[1::2] < cost[0::2]
+    return torch.where(right, codes[1::2], codes[0::2]), torch.minimum(cost[1::2], cost[0::2])

@@ -1,140 +1,45 @@
-"""Grids for given codes, codes for given grids: both by exact minimisation of tr(E H E^T), E = W - W_p, per width.
+"""Grids for given codes, codes for given grids: both lower sum_p emphasis_p tr(E_p H E_p^T), E_p = W - W_p.
 
-Grids: W_p = scale_g (m - zero_g) is linear in (scale, -scale * zero), 2 G unknowns a row, whose least squares solution
+Grids: W_p = scale_g (middle - zero_g) is linear in (scale, -scale * zero), 2 G unknowns a row, whose least squares solution
 weighs the groups against each other through H. Codes: coordinate descent, one column at a time (QuantEase, arXiv
-2309.01885, minimises the same over one width).
+2309.01885, does so for one width).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from anybit.formats.decoder import by_group, groups
+from anybit.formats.decoder import by_group
 from anybit.formats.nested_affine import RATIO_ONE, NestedAffine, middle
 from anybit.methods.gptq import block_stops
 from anybit.methods.nested_choice import Levels
 
-ROWS = 256
-RIDGE = 1e-3  # of the mean diagonal of the normal equations: a group whose codes are all equal has no unique solution
+ROWS = 256  # rows refitted at a time: their normal equations take 4 G^2 floats each
+RIDGE = 1e-3  # of the unit diagonal of the normal equations: a group whose codes are all equal has no unique solution
+LEAST_SCALE = 0.25  # a refit that shrinks a scale below this share of what it was is ill-conditioned, not better
 
 
-def refit(weight: Tensor, hessian: Tensor, codes: Tensor, grid: NestedAffine) -> NestedAffine:
-    """The tabled grids with the least tr(E H E^T) for the codes, in their stored form; a row it does not help at some
-    width keeps that width's tables. weight float32 [N, K], hessian float32 [K, K], codes uint8 [N, K]."""
-    scales: dict[int, Tensor] = {}
-    zeros: dict[int, Tensor] = {}
-    for table in grid.zeros:
-        scale, zero = grid.grid(table)
-        best = [
-            _solve_rows(weight[rows], hessian, middle(codes[rows], grid.bits - table), scale[rows], zero[rows])
-            for rows in (slice(i, i + ROWS) for i in range(0, len(weight), ROWS))
-        ]
-        scales[table] = torch.cat([found for found, _ in best])
-        zeros[table] = torch.cat([found for _, found in best])
-    fitted = _store(grid, scales, zeros)
-    return _better(weight, hessian, codes, grid, fitted)
-
-
-def row_losses(weight: Tensor, hessian: Tensor, values: Tensor) -> Tensor:
-    """tr(E H E^T) by row: float32 [N]."""
-    error = weight - values
-    return ((error @ hessian) * error).sum(1)
-
-
-def _solve_rows(
-    weight: Tensor, hessian: Tensor, middles: Tensor, scale: Tensor, zero: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Least squares (scale, zero) float32 [R, G] near the given ones, zero rounded and scale solved for once more."""
-    size = -(-weight.shape[1] // scale.shape[1])
-    size = _group_size(weight.shape[1], scale.shape[1])
-    ones = torch.ones_like(middles)
-    scale, zero = scale.float(), zero.float()
-    offset = -scale * zero
-    error = weight - (middles * _spread(scale, size, weight) + _spread(offset, size, weight))
-    pushed = error @ hessian
-    curvature = _normal(middles, ones, hessian, size)
-    right = torch.cat([by_group(pushed * middles, size).sum(-1), by_group(pushed, size).sum(-1)], 1)
-    step = _ridge_solve(curvature, right)
-    count = scale.shape[1]
-    new_scale, new_offset = scale + step[:, :count], offset + step[:, count:]
-    usable = new_scale > scale / 4
-    new_zero = torch.where(usable, (-new_offset / new_scale).round_().clamp_(0, 255), zero)
-    new_scale = torch.where(usable, new_scale, scale)
-    return _scales_for(weight, hessian, middles, new_scale, new_zero, size), new_zero
-
-
-def _scales_for(weight: Tensor, hessian: Tensor, middles: Tensor, scale: Tensor, zero: Tensor, size: int) -> Tensor:
-    """Least squares scales [R, G] for zeros that stay."""
-    basis = middles - _spread(zero, size, weight)
-    pushed = (weight - basis * _spread(scale, size, weight)) @ hessian
-    step = _ridge_solve(_products(basis, basis, hessian, size), by_group(pushed * basis, size).sum(-1))
-    found = scale + step
-    return torch.where(found > scale / 4, found, scale)
-
-
-def _normal(middles: Tensor, ones: Tensor, hessian: Tensor, size: int) -> Tensor:
-    """Normal matrices [R, 2 G, 2 G] of (scale, offset)."""
-    mixed = _products(middles, ones, hessian, size)
-    flat = _products(ones[:1], ones[:1], hessian, size).expand(len(middles), -1, -1)
-    top = torch.cat([_products(middles, middles, hessian, size), mixed], 2)
-    return torch.cat([top, torch.cat([mixed.transpose(1, 2), flat], 2)], 1)
-
-
-def _products(a: Tensor, b: Tensor, hessian: Tensor, size: int) -> Tensor:
-    """sum over k in group g, l in group h of a_k H_kl b_l: [R, G, G] for a, b [R, K]."""
-    rows = []
-    for start in range(0, a.shape[1], size):
-        part = a[:, start : start + size] @ hessian[start : start + size]
-        rows.append(by_group(part * b, size).sum(-1))
-    return torch.stack(rows, 1)
-
-
-def _ridge_solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrix^-1 right by row after scaling the diagonal to ones and adding `RIDGE` to it; [R, n]."""
-    norm = matrix.diagonal(dim1=1, dim2=2).clamp_min(1e-20).rsqrt()
-    scaled = matrix * norm[:, :, None] * norm[:, None, :]
-    scaled.diagonal(dim1=1, dim2=2).add_(RIDGE)
-    factor, _ = torch.linalg.cholesky_ex(scaled)
-    return torch.cholesky_solve((right * norm)[:, :, None], factor)[:, :, 0].nan_to_num_(0, 0, 0) * norm
-
-
-def _group_size(columns: int, count: int) -> int:
-    return -(-columns // count)
-
-
-def _spread(table: Tensor, size: int, like: Tensor) -> Tensor:
-    return table.repeat_interleave(size, 1)[:, : like.shape[1]]
-
-
-def _store(grid: NestedAffine, scales: Mapping[int, Tensor], zeros: Mapping[int, Tensor]) -> NestedAffine:
-    """Tables in stored form: the full width's scale as float16, the others as its multiples in 128ths."""
-    scale = scales[grid.bits].clamp_min(2.0**-24).half()
-    ratios = {
-        table: (found * RATIO_ONE / scale.float()).round_().clamp_(1, 255).to(torch.uint8)
-        for table, found in scales.items()
-        if table != grid.bits
-    }
-    small = {table: zero.to(torch.uint8) for table, zero in zeros.items()}
-    return NestedAffine(grid.bits, grid.group_size, grid.precisions, scale, small, ratios)
-
-
-def _better(
-    weight: Tensor, hessian: Tensor, codes: Tensor, old: NestedAffine, new: NestedAffine
+def refit(
+    weight: Tensor, hessian: Tensor, codes: Tensor, grid: NestedAffine, emphasis: Mapping[int, float]
 ) -> NestedAffine:
-    """Row by row the new tables unless some tabled width got worse by them (they share a scale, so all or none)."""
-    keep = torch.zeros(len(weight), dtype=torch.bool)
-    for table in old.zeros:
-        before = row_losses(weight, hessian, old.decode(codes, table))
-        keep |= row_losses(weight, hessian, new.decode(codes, table)) > before
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(keep[:, None], a, b)
-    zeros = {t: pick(old.zeros[t], new.zeros[t]) for t in old.zeros}
-    ratios = {t: pick(old.ratios[t], new.ratios[t]) for t in old.ratios}
-    return NestedAffine(old.bits, old.group_size, old.precisions, pick(old.scale, new.scale), zeros, ratios)
+    """The grids with the least error for the codes uint8 [N, K], in stored form; weight float32 [N, K], hessian [K, K].
+
+    Each table minimises the error of the widths that read it and have an emphasis. Rows that rounding to the stored form
+    would make worse keep their tables.
+    """
+    parts = [slice(start, start + ROWS) for start in range(0, len(weight), ROWS)]
+    fitted = [_refit_rows(weight[rows], hessian, codes[rows], _rows(grid, rows), emphasis) for rows in parts]
+    return replace(
+        grid,
+        scale=torch.cat([part.scale for part in fitted]),
+        zeros={table: torch.cat([part.zeros[table] for part in fitted]) for table in grid.zeros},
+        ratios={table: torch.cat([part.ratios[table] for part in fitted]) for table in grid.ratios},
+    )
 
 
 def descend(
@@ -148,13 +53,13 @@ def descend(
 ) -> Tensor:
     """Codes uint8 [N, K] after one sweep, in `order`, of the best code for each column with all others as they are.
 
-    Never raises sum_p emphasis_p tr(E_p H E_p^T). With G = E H, the best real value of column k is value + G_k / H_kk.
+    Never raises the error. With G = E H, the best real value of column k is its value + G_k / H_kk.
     """
     levels = Levels(grid, emphasis, order // grid.group_size)
     hessian = hessian[order][:, order].contiguous()
     diagonal = hessian.diagonal()
     error = torch.cat([weight - grid.decode(codes, width) for width in levels.widths])[:, order]
-    pull = (error @ hessian).t().contiguous()  # [K, L * N]
+    pull = (error @ hessian).t().contiguous()  # G, [K, L * N]
     found = codes[:, order].t().contiguous()
     stops = block_stops(levels.group, block, whole_groups=False)
     for start, stop in itertools.pairwise((0, *stops)):
@@ -163,11 +68,116 @@ def descend(
             old = levels.values(found[i], i)
             found[i], new = levels.choose(old + (pull[i] / diagonal[i]).view_as(old), i)
             changes[i - start] = (new - old).view(-1)
-            pull[start:stop].addr_(hessian[start:stop, i], changes[i - start], alpha=-1)
-        pull[:start].addmm_(hessian[:start, start:stop], changes, alpha=-1)
+            pull[i + 1 : stop].addr_(hessian[i + 1 : stop, i], changes[i - start], alpha=-1)
+        # Columns already visited are not looked at again.
         pull[stop:].addmm_(hessian[stop:, start:stop], changes, alpha=-1)
     result = torch.empty_like(codes)
     result[:, order] = found.t()
     return result
 
 
+def weighted_losses(
+    weight: Tensor, hessian: Tensor, codes: Tensor, grid: NestedAffine, emphasis: Mapping[int, float]
+) -> Tensor:
+    """sum_p emphasis_p tr(E_p H E_p^T) by row: float32 [N]."""
+    total = torch.zeros(len(weight))
+    for width, factor in emphasis.items():
+        error = weight - grid.decode(codes, width)
+        total += factor * ((error @ hessian) * error).sum(1)
+    return total
+
+
+@dataclass(frozen=True)
+class _Normal:
+    """Normal equations of a row's (scale, offset): sums over k in g, l in h of m_k H_kl m_l, m_k H_kl, H_kl
+    [R or 1, G, G], and of m_k H_kl w_l, H_kl w_l [R, G]."""
+
+    mm: Tensor
+    m1: Tensor
+    one: Tensor
+    mw: Tensor
+    w1: Tensor
+
+    def plus(self, other: _Normal, factor: float) -> _Normal:
+        names = ("mm", "m1", "one", "mw", "w1")
+        return _Normal(*(getattr(self, name) + factor * getattr(other, name) for name in names))
+
+    def fit(self, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, zero) float32 [R, G] of least error near the given ones; the zero rounded, then the scale once more."""
+        top = torch.cat([self.mm, self.m1], 2)
+        matrix = torch.cat([top, torch.cat([self.m1.transpose(1, 2), self.one.expand_as(self.mm)], 2)], 1)
+        start = torch.cat([scale, -scale * zero], 1)
+        found = _solve_near(matrix, torch.cat([self.mw, self.w1], 1), start)
+        new_scale, offset = found.chunk(2, 1)
+        usable = new_scale > LEAST_SCALE * scale
+        zero = torch.where(usable, (-offset / new_scale).round_().clamp_(0, 255), zero)
+        near = torch.where(usable, new_scale, scale)
+        across, down = zero[:, None, :], zero[:, :, None]
+        matrix = self.mm - self.m1 * across - self.m1.transpose(1, 2) * down + self.one * across * down
+        found = _solve_near(matrix, self.mw - zero * self.w1, near)
+        return torch.where(found > LEAST_SCALE * scale, found, near), zero
+
+
+def _normal(weight: Tensor, hessian: Tensor, middles: Tensor, size: int) -> _Normal:
+    starts = range(0, weight.shape[1], size)
+    pushed = [middles[:, start : start + size] @ hessian[start : start + size] for start in starts]
+    mm = torch.stack([by_group(part * middles, size).sum(-1) for part in pushed], 1)
+    m1 = torch.stack([by_group(part, size).sum(-1) for part in pushed], 1)
+    one = by_group(by_group(hessian, size).sum(-1).t().contiguous(), size).sum(-1)[None]
+    towards = weight @ hessian
+    return _Normal(mm, m1, one, by_group(towards * middles, size).sum(-1), by_group(towards, size).sum(-1))
+
+
+def _solve_near(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
+    """x [R, n] with matrix x = right, by row, pulled towards `start` by `RIDGE` where the matrix does not say."""
+    norm = matrix.diagonal(dim1=1, dim2=2).clamp_min(1e-20).rsqrt()
+    scaled = matrix * norm[:, :, None] * norm[:, None, :]
+    scaled.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    lower, failed = torch.linalg.cholesky_ex(scaled)
+    missing = right - (matrix @ start[:, :, None])[:, :, 0]
+    step = torch.cholesky_solve((missing * norm)[:, :, None], lower)[:, :, 0] * norm
+    return start + torch.where((failed == 0)[:, None] & step.isfinite(), step, 0)
+
+
+def _refit_rows(
+    weight: Tensor, hessian: Tensor, codes: Tensor, grid: NestedAffine, emphasis: Mapping[int, float]
+) -> NestedAffine:
+    scales, zeros = {}, {}
+    for table in grid.zeros:
+        readers = {p: e for p, e in emphasis.items() if min(t for t in grid.zeros if t >= p) == table} or {table: 1.0}
+        equations: _Normal | None = None
+        for width, factor in readers.items():
+            found = _normal(weight, hessian, middle(codes, grid.bits - width), grid.group_size)
+            equations = found if equations is None else equations.plus(found, factor / next(iter(readers.values())))
+        scale, zero = grid.grid(table)
+        assert equations is not None
+        scales[table], zeros[table] = equations.fit(scale.float(), zero.float())
+    new = _stored(grid, scales, zeros)
+    before, after = (weighted_losses(weight, hessian, codes, found, emphasis) for found in (grid, new))
+    better = (after < before)[:, None]
+    return replace(
+        grid,
+        scale=torch.where(better, new.scale, grid.scale),
+        zeros={t: torch.where(better, new.zeros[t], grid.zeros[t]) for t in grid.zeros},
+        ratios={t: torch.where(better, new.ratios[t], grid.ratios[t]) for t in grid.ratios},
+    )
+
+
+def _stored(grid: NestedAffine, scales: Mapping[int, Tensor], zeros: Mapping[int, Tensor]) -> NestedAffine:
+    """Tables in stored form: the full width's scale as float16, the others' in 128ths of it."""
+    scale = scales[grid.bits].clamp(2.0**-24, 65504).half()
+    ratios = {
+        table: (found * RATIO_ONE / scale.float()).round_().clamp_(1, 255).to(torch.uint8)
+        for table, found in scales.items()
+        if table != grid.bits
+    }
+    return replace(grid, scale=scale, zeros={t: zero.to(torch.uint8) for t, zero in zeros.items()}, ratios=ratios)
+
+
+def _rows(grid: NestedAffine, rows: slice) -> NestedAffine:
+    return replace(
+        grid,
+        scale=grid.scale[rows],
+        zeros={t: zero[rows] for t, zero in grid.zeros.items()},
+        ratios={t: ratio[rows] for t, ratio in grid.ratios.items()},
+    )
