@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from anybit.calibration.statistics import BlockCall, collect
 from anybit.checkpoint.ledger import Row, form_word, row
 from anybit.errors import CalibrationError
 from anybit.formats.decoder import Form
-from anybit.formats.terms import Term, dense, row_slice, save_terms
+from anybit.formats.terms import dense, precisions, row_slice, save_terms
 from anybit.layers.linear import kernel_name
 from anybit.methods.base import InputStats, Method, relative_output_error
+from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.models.graph import BlockGraph, InputGroup, read_by_other_tokens
 
@@ -157,45 +159,42 @@ def _quantize_group(
             start += len(weight)
             values = dense(terms)
             error = relative_output_error(weight, values, stats)
-            done.append(
-                _account(f"{prefix}.{name}", (len(weight), weight.shape[1]), terms, method, error, stats.tokens, notes)
-            )
-            weight.copy_(values)
+            form, tensors = save_terms(terms, (len(weight), weight.shape[1]))
+            widths = precisions(form) if len(precisions(form)) > 1 else ()
+            errors = {bits: relative_output_error(weight, dense(terms, bits), stats) for bits in widths}
+            facts = {"calibration_tokens": stats.tokens, "error": error, "errors": errors}
+            done.append(_account(f"{prefix}.{name}", form, tensors, method, facts, notes))
+            stream = getattr(method, "stream", None)
+            weight.copy_(values if stream is None else dense(terms, stream))
     return done
 
 
 def _account(
     name: str,
-    shape: tuple[int, int],
-    terms: Sequence[Term],
+    form: Form,
+    tensors: dict[str, Tensor],
     method: Method,
-    error: float,
-    tokens: int,
+    facts: dict[str, Any],
     notes: list[str],
 ) -> Quantized:
-    form, tensors = save_terms(terms, shape)
+    shape: tuple[int, int] = (form["shape"][0], form["shape"][1])
     if shape[1] % (size := form["terms"][0].get("group_size", shape[1])):
         notes = [*notes, f"{size} does not divide {shape[1]} columns: the last group of each row has {shape[1] % size}"]
-    facts = row(
-        name,
-        form_word(method.plan(shape)),
-        form,
-        tensors,
-        calibration_tokens=tokens,
-        error=error,
-        kernel=kernel_name(form, 1),
-        notes=notes,
+    planned = form_word(method.plan(shape))
+    return Quantized(
+        name, form, tensors, row(name, planned, form, tensors, kernel=kernel_name(form, 1), notes=notes, **facts)
     )
-    return Quantized(name, form, tensors, facts)
 
 
 def _without_tokens(name: str, method: Method, allowed: bool) -> Method:
-    """Round-to-nearest with the same grid, for an expert that saw nothing."""
+    """Round-to-nearest with the same grid, for an expert that saw nothing; nested weights do without in their own way."""
     if not allowed:
         raise CalibrationError(
             f"{name}: no calibration token reached this expert; use more text (--samples), or pass "
             "--allow-unseen-experts to round its weights to nearest"
         )
+    if isinstance(method, Nested):
+        return method
     return RTN(**{key: value for key, value in method.model_dump().items() if key in RTN.model_fields})
 
 

@@ -47,12 +47,13 @@ class Nested(AffineGrid):
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
     bits: int = Field(default=8, ge=2, le=8)
     symmetric: Literal[False] = False
-    precisions: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    precisions: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     tables: tuple[int, ...] = (2, 3, 4, 8)
-    weights: dict[int, float] = {2: 0.1, 3: 1.0, 4: 1.0, 8: 0.02}
+    weights: dict[int, float] = Field(default={2: 0.5, 3: 1, 4: 0.2, 5: 0.5, 6: 0.1, 8: 0.01})
     feedback: Literal["own", "mean"] = "own"
     order: Literal["natural", "activation", "group"] = "activation"
-    refit: int = Field(default=2, ge=0)
+    refit: int = Field(default=1, ge=0)
+    stream: int | None = None
     damping: float = Field(default=0.01, gt=0, lt=1)
     block: int = Field(default=128, ge=1)
     first_token_weight: float = Field(default=1.0, ge=1)
@@ -82,10 +83,11 @@ class Nested(AffineGrid):
     def solve(self, weight: Tensor, stats: InputStats) -> tuple[Tensor, NestedAffine, dict[int, float]]:
         """Codes uint8 [N, K], the grids they refer to, and by width with a weight the loss of the column walk.
 
-        The loss is 1/2 tr(E_p H E_p^T) with feedback "own", before any refit; with "mean" that of the mean residual.
+        No calibration token at all means white input. The loss is 1/2 tr(E_p H E_p^T), H damped, with feedback "own",
+        before any refit; with "mean" that of the mean residual.
         """
-        assert stats.hessian is not None
-        weight, hessian = prepare(weight, stats.hessian)
+        seen = stats.hessian if stats.hessian is not None and stats.tokens else torch.eye(weight.shape[1])
+        weight, hessian = prepare(weight, seen)
         grid = self.nest(self.fit(weight, hessian.diagonal()))
         order = column_order(self.order, hessian.diagonal(), grid.group_size)
         upper, damping = factor(hessian[order][:, order], self.damping)
@@ -127,5 +129,3 @@ class Nested(AffineGrid):
         if importance is not None:
             lost *= importance
         return by_group(lost, grid.group_size).sum(-1)
-
-
