@@ -14,7 +14,7 @@ import anybit
 from anybit.calibration.text import read_documents
 from anybit.calibration.tokens import calibration_tokens
 from anybit.checkpoint.ledger import Ledger
-from anybit.formats.terms import dense, load_terms
+from anybit.formats.terms import dense, load_terms, precisions
 from anybit.held_out import SAMPLES
 from anybit.layers.linear import QuantLinear
 
@@ -49,7 +49,8 @@ def test_the_ledger_says_what_the_model_answers(nested, float_dir, text_file):
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantLinear):
                 plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-                plain.weight.data = dense(load_terms(module.form, dict(module.state_dict())), bits)
+                width = bits if bits in precisions(module.form) else None  # the head has one width only
+                plain.weight.data = dense(load_terms(module.form, dict(module.state_dict())), width)
                 if module.bias is not None:
                     plain.bias.data = module.bias.data
                 model.set_submodule(name, plain)

@@ -45,6 +45,7 @@ class Nested(AffineGrid):
 
     name: ClassVar[str] = "nested"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    rows_at_once: ClassVar[int | None] = 512
     bits: int = Field(default=8, ge=2, le=8)
     symmetric: Literal[False] = False
     precisions: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
