@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from anybit.calibration.statistics import BlockCall, collect
 from anybit.checkpoint.ledger import Row, form_word, row
 from anybit.errors import CalibrationError
 from anybit.formats.decoder import Form
-from anybit.formats.terms import Term, dense, row_slice, save_terms
+from anybit.formats.terms import Term, dense, load_terms, precisions, row_slice, save_terms
 from anybit.layers.linear import kernel_name
 from anybit.methods.base import InputStats, Method, relative_output_error
+from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.models.graph import BlockGraph, InputGroup, read_by_other_tokens
 
@@ -58,10 +60,16 @@ def quantize_block(
             collect(call, source, first, needs, pool, weights) if needs else {name: InputStats() for name in first}
         )
 
-        def quantize_group(group: InputGroup, statistics: Mapping[str, InputStats] = statistics) -> list[Quantized]:
-            return _quantize_group(prefix, call.block, group, statistics[group.linears[0]], methods, allow_unseen)
+        rows_pool = pool if len(stage) == 1 else None  # experts share the cores already
 
-        done += [found for group in pool.map(quantize_group, stage) for found in group]
+        def quantize_group(
+            group: InputGroup, statistics: Mapping[str, InputStats] = statistics, rows_pool: Workers | None = rows_pool
+        ) -> list[Quantized]:
+            stats = statistics[group.linears[0]]
+            return _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool)
+
+        groups = map(quantize_group, stage) if rows_pool else pool.map(quantize_group, stage)
+        done += [found for group in groups for found in group]
     return done
 
 
@@ -122,8 +130,7 @@ def quantize_table(name: str, weight: Tensor, method: Method) -> Quantized:
         save_terms(terms, (len(rows), weight.shape[1]))[1]
         for rows, terms in zip(weight.split(step), parts, strict=True)
     ]
-    axis = {key: 1 if key == "weight" else 0 for key in saved[0]}
-    tensors = {key: torch.cat([part[key] for part in saved], axis[key]) for key in saved[0]}
+    tensors = _stack(saved)
     form = method.plan((weight.shape[0], weight.shape[1]))
     error = (lost / max(size, 1e-30)) ** 0.5
     facts = row(
@@ -139,6 +146,7 @@ def _quantize_group(
     stats: InputStats,
     methods: Mapping[str, Method | None],
     allow_unseen: bool,
+    pool: Workers | None,
 ) -> list[Quantized]:
     done = []
     for method, names in _by_method([(methods.get(f"{prefix}.{name}"), name) for name in group.linears]):
@@ -150,52 +158,65 @@ def _quantize_group(
             notes.append("no calibration token reached this expert: rounded to nearest")
         weights: list[Tensor] = [block.get_parameter(f"{name}.weight") for name in names]
         named = InputStats(stats.tokens, stats.hessian, stats.inputs, stats.mean_abs, f"{prefix}.{names[0]}")
-        together = method.quantize(torch.cat(weights) if len(weights) > 1 else weights[0], named)
+        together = _quantize_rows(method, torch.cat(weights) if len(weights) > 1 else weights[0], named, pool)
         start = 0
         for name, weight in zip(names, weights, strict=True):
             terms = [row_slice(term, start, start + len(weight)) for term in together] if len(names) > 1 else together
             start += len(weight)
             values = dense(terms)
             error = relative_output_error(weight, values, stats)
-            done.append(
-                _account(f"{prefix}.{name}", (len(weight), weight.shape[1]), terms, method, error, stats.tokens, notes)
-            )
-            weight.copy_(values)
+            form, tensors = save_terms(terms, (len(weight), weight.shape[1]))
+            widths = precisions(form) if len(precisions(form)) > 1 else ()
+            errors = {bits: relative_output_error(weight, dense(terms, bits), stats) for bits in widths}
+            facts = {"calibration_tokens": stats.tokens, "error": error, "errors": errors}
+            done.append(_account(f"{prefix}.{name}", form, tensors, method, facts, notes))
+            stream = getattr(method, "stream", None)
+            weight.copy_(values if stream is None else dense(terms, stream))
     return done
+
+
+def _quantize_rows(method: Method, weight: Tensor, stats: InputStats, pool: Workers | None) -> list[Term]:
+    """`method.quantize`, cut the same way whatever the number of cores, so that the bytes do not depend on it."""
+    if method.rows_at_once is None:
+        return method.quantize(weight, stats)
+    pieces = weight.split(method.rows_at_once)
+    work = map if pool is None else pool.map
+    parts = list(work(lambda rows: method.quantize(rows, stats), pieces))
+    shape = (weight.shape[0], weight.shape[1])
+    return load_terms(save_terms(parts[0], shape)[0], _stack([save_terms(part, shape)[1] for part in parts]))
+
+
+def _stack(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Named tensors of a weight from those of its pieces by rows; planes have rows on their second axis."""
+    return {key: torch.cat([part[key] for part in parts], 1 if key == "weight" else 0) for key in parts[0]}
 
 
 def _account(
     name: str,
-    shape: tuple[int, int],
-    terms: Sequence[Term],
+    form: Form,
+    tensors: dict[str, Tensor],
     method: Method,
-    error: float,
-    tokens: int,
+    facts: dict[str, Any],
     notes: list[str],
 ) -> Quantized:
-    form, tensors = save_terms(terms, shape)
+    shape: tuple[int, int] = (form["shape"][0], form["shape"][1])
     if shape[1] % (size := form["terms"][0].get("group_size", shape[1])):
         notes = [*notes, f"{size} does not divide {shape[1]} columns: the last group of each row has {shape[1] % size}"]
-    facts = row(
-        name,
-        form_word(method.plan(shape)),
-        form,
-        tensors,
-        calibration_tokens=tokens,
-        error=error,
-        kernel=kernel_name(form, 1),
-        notes=notes,
+    planned = form_word(method.plan(shape))
+    return Quantized(
+        name, form, tensors, row(name, planned, form, tensors, kernel=kernel_name(form, 1), notes=notes, **facts)
     )
-    return Quantized(name, form, tensors, facts)
 
 
 def _without_tokens(name: str, method: Method, allowed: bool) -> Method:
-    """Round-to-nearest with the same grid, for an expert that saw nothing."""
+    """Round-to-nearest with the same grid, for an expert that saw nothing; nested weights do without in their own way."""
     if not allowed:
         raise CalibrationError(
             f"{name}: no calibration token reached this expert; use more text (--samples), or pass "
             "--allow-unseen-experts to round its weights to nearest"
         )
+    if isinstance(method, Nested):
+        return method
     return RTN(**{key: value for key, value in method.model_dump().items() if key in RTN.model_fields})
 
 

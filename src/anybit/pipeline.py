@@ -15,13 +15,13 @@ from anybit.blocks import quantize_block
 from anybit.calibration.parallel import workers
 from anybit.calibration.progress import Progress, silent
 from anybit.calibration.statistics import BlockCall, propagate
-from anybit.calibration.text import read_documents
-from anybit.calibration.tokens import calibration_tokens, data_identity
+from anybit.calibration.tokens import data_identity
 from anybit.checkpoint.canary import CANARY, write_canary
 from anybit.checkpoint.finish import finish_directory
 from anybit.checkpoint.ledger import LEDGER, Ledger
 from anybit.checkpoint.partial import Partial
 from anybit.errors import InputError
+from anybit.held_out import draw
 from anybit.job import Job, open_job, parse_bytes, samples_in_flight
 from anybit.memory import peak_rss_bytes
 from anybit.models.graph import trace_block
@@ -61,9 +61,7 @@ def quantize(
         raise InputError(f"--device {device}: this version quantizes on the CPU; leave --device out")
     job = open_job(model, recipe, overrides)
     in_flight = samples_in_flight(job, parse_bytes(max_ram) if max_ram else None, seq_len)
-    tokens = calibration_tokens(
-        job.source.tokenizer(), read_documents(calibration), samples=samples, seq_len=seq_len, seed=seed
-    )
+    tokens, held_out = draw(job, calibration, samples, seq_len, seed)
     identity = {
         "model": job.source.identity(),
         "recipe": job.recipe.model_dump(),
@@ -75,14 +73,14 @@ def quantize(
         account = {"model": model, "recipe": job.recipe.name, "identity": identity, **job.sizes()}
         done = partial.begin(identity, resume, overwrite)
         with workers(threads) as pool:
-            run = Run(job, partial, tokens, pool, in_flight, allow_unseen_experts)
+            run = Run(job, partial, (tokens, held_out), pool, in_flight, allow_unseen_experts)
             enter(run, done)
             for index, name in enumerate(job.structure.blocks):
                 progress("quantize blocks", index, len(job.structure.blocks))
                 if index >= run.next:
                     step(run, index, name)
             progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
-            leave(run)
+            account |= leave(run)
         ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows)
     return summary(job, ledger, out, time.monotonic() - started)
 
@@ -100,6 +98,7 @@ def enter(run: Run, done: dict[str, Any]) -> None:
     for sample, ids in enumerate(run.tokens):
         hidden.write(sample, run.entry.hidden(ids))
     canary.write(0, run.entry.hidden(run.canary))
+    run.held_out.enter()
     run.commit(0, table, [structure.embedding, *structure.pre])
 
 
@@ -109,18 +108,20 @@ def step(run: Run, index: int, name: str) -> None:
     block = run.job.model.get_submodule(name)
     run.job.source.load_into(block, name)
     call = BlockCall(block, run.entry.arguments(run.tokens[0])[index], run.in_flight)
+    run.held_out.float_pass(index, block)
     graph = trace_block(block, source.read(0), call.arguments)
     for method in run.job.assignment.transforms:
         scale_block(call, graph, source, method, run.pool)
     done = quantize_block(name, call, graph, source, run.job.assignment.methods, run.pool, run.allow_unseen)
     propagate(call, source, target, run.pool)
+    run.held_out.quantized_passes(index, block, name, done)
     propagate(BlockCall(block, run.entry.arguments(run.canary)[index]), canary, canary_target, run.pool)
     run.commit(index + 1, done, [name])
     release(block)
 
 
-def leave(run: Run) -> None:
-    """Quantize the head, write the last shard and the canary's logits."""
+def leave(run: Run) -> dict[str, Any]:
+    """Quantize the head, write the last shard and the canary's logits; what the ledger says of precisions."""
     structure, model = run.job.structure, run.job.model
     ends = [structure.final_norm] if structure.final_norm else []
     for name in ends:
@@ -128,7 +129,8 @@ def leave(run: Run) -> None:
     head = [] if structure.tied else run.table(structure.head)
     run.store(run.shards, head, ends if structure.tied else [*ends, structure.head])
     _, canary = run.activations(len(structure.blocks))
-    write_canary(run.partial.root / CANARY, run.canary, run.entry.logits(run.canary, canary.read(0)))
+    write_canary(run.partial.root / CANARY, run.canary, run.entry.logits(run.canary, canary.read(0))[-1])
+    return run.held_out.report(len(structure.blocks))
 
 
 def summary(job: Job, ledger: Ledger, out: str, seconds: float) -> dict[str, Any]:

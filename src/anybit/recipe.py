@@ -26,9 +26,10 @@ from anybit.errors import RecipeError, nearest
 from anybit.methods.awq import AWQ, AWQScale
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
+from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 
-METHODS: dict[str, type[Method]] = {"rtn": RTN, "gptq": GPTQ, "awq": AWQ}
+METHODS: dict[str, type[Method]] = {"rtn": RTN, "gptq": GPTQ, "awq": AWQ, "nested": Nested}
 TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")

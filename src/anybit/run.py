@@ -14,6 +14,7 @@ from anybit.checkpoint.finish import float_tensors
 from anybit.checkpoint.layout import shard_name
 from anybit.checkpoint.ledger import Row
 from anybit.checkpoint.partial import Partial, write_shard
+from anybit.held_out import HeldOut
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
 
@@ -23,16 +24,24 @@ CANARY_TOKENS = 16
 class Run:
     """Which block is next, the hidden states that enter it, the ledger rows so far.
 
-    `tokens` int64 [samples, T] calibrate; `in_flight` of them have their inputs in memory at once.
+    `tokens` are int64 [samples, T] to calibrate and [S, T'] held out (`held_out.py`); `in_flight` of the former have their
+    inputs in memory at once.
     """
 
     def __init__(
-        self, job: Job, partial: Partial, tokens: Tensor, pool: Workers, in_flight: int, allow_unseen: bool
+        self,
+        job: Job,
+        partial: Partial,
+        tokens: tuple[Tensor, Tensor],
+        pool: Workers,
+        in_flight: int,
+        allow_unseen: bool,
     ) -> None:
-        self.job, self.partial, self.tokens, self.pool = job, partial, tokens, pool
+        self.job, self.partial, self.tokens, self.pool = job, partial, tokens[0], pool
         self.in_flight, self.allow_unseen = in_flight, allow_unseen
-        self.canary = tokens[0, :CANARY_TOKENS]
+        self.canary = self.tokens[0, :CANARY_TOKENS]
         self.entry = Entry(job.model, job.structure.blocks)
+        self.held_out = HeldOut(job, partial.state, tokens[1], self.entry, pool)
         self.next, self.shards = 0, len(job.structure.blocks) + 2
         self.rows: list[Row] = []
 
@@ -78,9 +87,9 @@ class Run:
     def commit(self, index: int, done: list[Quantized], modules: list[str]) -> None:
         """Put everything up to the input of block `index` on disk, in the order that survives a kill at any moment."""
         self.store(index + 1, done, modules)
-        for activations in self.activations(index):
+        for activations in (*self.activations(index), *self.held_out.files(index).values()):
             activations.sync()
         self.next = index
         self.partial.commit({"next": index, "rows": [row.model_dump() for row in self.rows]})
-        for activations in self.activations(index - 1):
+        for activations in (*self.activations(index - 1), *self.held_out.files(index - 1).values()):
             activations.path.unlink(missing_ok=True)

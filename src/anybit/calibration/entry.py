@@ -66,8 +66,8 @@ class Entry:
         return self._arguments[len(ids)]
 
     def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:
-        """Logits [V] of the last of token ids [T] when `hidden` [1, T, H] leaves the last block."""
-        return self._run(ids, self._blocks, self._tuples(ids), hidden)[1][0, -1]
+        """Logits [T, V] that follow each of token ids [T] when `hidden` [1, T, H] leaves the last block."""
+        return self._run(ids, self._blocks, self._tuples(ids), hidden)[1][0]
 
     def _tuples(self, ids: Tensor) -> bool:
         """Whether this model wants tuples from its blocks: one that does takes a bare tensor apart and loses its

@@ -23,10 +23,10 @@ LEDGER = "ledger.json"
 class Row(BaseModel):
     """One tensor's account.
 
-    `planned` and `actual` are words such as "affine4g32"; `error` is the relative output error on the calibration
-    inputs (or the
-    relative weight error where none were needed, then `calibration_tokens` is 0); `kernel` runs it on the machine
-    that wrote the row; `sha256` holds one hash per tensor on disk; `precisions` are the widths it can be read at.
+    `planned` and `actual` are words such as "affine4g32"; `error` is the relative output error on the calibration inputs (or
+    the relative weight error where none were needed, then `calibration_tokens` is 0), `errors` the same at every precision
+    of a nested weight; `kernel` runs it on the machine that wrote the row; `sha256` holds one hash per tensor on disk;
+    `precisions` are the widths it can be read at.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,6 +40,7 @@ class Row(BaseModel):
     stored_bytes: int
     calibration_tokens: int
     error: float
+    errors: dict[int, float] = {}
     kernel: str
     sha256: dict[str, str]
     notes: list[str] = []
@@ -51,7 +52,8 @@ class Ledger(BaseModel):
 
     `bits_per_weight` counts every stored bit over every weight of the model; `identity` is what the bytes were made
     from: model,
-    recipe and data; `float_tensors` maps what stayed float to its sha256.
+    recipe and data; `float_tensors` maps what stayed float to its sha256. `precisions` gives a nested checkpoint's
+    perplexity on held-out text at every width, and that of its "float" original; `warnings` says what is odd.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -64,6 +66,8 @@ class Ledger(BaseModel):
     identity: dict[str, Any]
     tensors: list[Row]
     float_tensors: dict[str, str]
+    precisions: dict[str, float] = {}
+    warnings: list[str] = []
 
     def write(self, directory: Path) -> None:
         """Write `ledger.json`."""

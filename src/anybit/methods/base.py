@@ -37,12 +37,14 @@ class Method(BaseModel):
     Class attributes:
         name: the word used in recipes.
         needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs"}; empty means no calibration.
+        rows_at_once: a slow, row-wise method is given so many rows at a time, on all cores; None: all rows, on one.
         rowwise: whether rows of a weight are quantized independently, so that linears sharing an input may be stacked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    rows_at_once: ClassVar[int | None] = None
     rowwise: ClassVar[bool] = True
 
     def plan(self, shape: tuple[int, int]) -> Form:

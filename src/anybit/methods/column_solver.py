@@ -65,8 +65,8 @@ def factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     raise CalibrationError("the Hessian cannot be factored at any damping; use more, and more varied, calibration text")
 
 
-def solve(weight: Tensor, upper: Tensor, quantizer: Quantizer, stops: Sequence[int]) -> tuple[Tensor, float]:
-    """Codes uint8 [N, K] and total loss for weight float32 [N, K] in solver order (step 6).
+def solve(weight: Tensor, upper: Tensor, quantizer: Quantizer, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [N, K] and each row's loss float64 [N] for weight float32 [N, K] in solver order (step 6).
 
     `stops` are the ends of the blocks whose errors reach later columns in one delayed update; the codes do not depend
     on them as long as the quantizer looks only at columns of the block it is in.
@@ -85,4 +85,4 @@ def solve(weight: Tensor, upper: Tensor, quantizer: Quantizer, stops: Sequence[i
             losses += error.double().square() / 2
             rest[i + 1 : stop].addr_(upper[i, i + 1 : stop], error, alpha=-1)
         rest[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
-    return codes.t().contiguous(), float(losses.sum())
+    return codes.t().contiguous(), losses

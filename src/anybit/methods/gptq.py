@@ -70,10 +70,10 @@ class GPTQ(AffineGrid):
         columns = _Columns(first, group, None if self.static_groups else self, hessian.diagonal()[order])
         upper, damping = factor(hessian[order][:, order], self.damping)
         stops = block_stops(group, self.block, whole_groups=not self.static_groups)
-        codes, loss = solve(weight[:, order], upper, columns.quantize, stops)
+        codes, losses = solve(weight[:, order], upper, columns.quantize, stops)
         natural = torch.empty_like(codes)
         natural[:, order] = codes
-        return Solution(natural, loss, damping), columns.grid()
+        return Solution(natural, float(losses.sum()), damping), columns.grid()
 
 
 def column_order(order: str, importance: Tensor, group_size: int) -> Tensor:
