@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,12 @@ def quantize_block(
     methods: Mapping[str, Method | None],
     pool: Workers,
     allow_unseen: bool,
+    fisher: Mapping[str, Tensor] | None = None,
 ) -> list[Quantized]:
     """Every linear of the block at `prefix`, in execution order; afterwards the block holds the dequantized weights.
 
-    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors.
+    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors. `fisher` has
+    the squared gradients float32 [N, K] of linears, by full name, for methods that read them.
 
     Raises:
         CalibrationError: an expert no calibration token reached, unless `allow_unseen`.
@@ -59,7 +61,8 @@ def quantize_block(
         )
 
         def quantize_group(group: InputGroup, statistics: Mapping[str, InputStats] = statistics) -> list[Quantized]:
-            return _quantize_group(prefix, call.block, group, statistics[group.linears[0]], methods, allow_unseen)
+            stats = statistics[group.linears[0]]
+            return _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, fisher or {})
 
         done += [found for group in pool.map(quantize_group, stage) for found in group]
     return done
@@ -139,6 +142,7 @@ def _quantize_group(
     stats: InputStats,
     methods: Mapping[str, Method | None],
     allow_unseen: bool,
+    fisher: Mapping[str, Tensor],
 ) -> list[Quantized]:
     done = []
     for method, names in _by_method([(methods.get(f"{prefix}.{name}"), name) for name in group.linears]):
@@ -149,7 +153,8 @@ def _quantize_group(
             method = _without_tokens(f"{prefix}.{names[0]}", method, allow_unseen)
             notes.append("no calibration token reached this expert: rounded to nearest")
         weights: list[Tensor] = [block.get_parameter(f"{name}.weight") for name in names]
-        named = InputStats(stats.tokens, stats.hessian, stats.inputs, stats.mean_abs, f"{prefix}.{names[0]}")
+        gradients = torch.cat([fisher[f"{prefix}.{name}"] for name in names]) if method.gradients else None
+        named = replace(stats, name=f"{prefix}.{names[0]}", fisher=gradients)
         together = method.quantize(torch.cat(weights) if len(weights) > 1 else weights[0], named)
         start = 0
         for name, weight in zip(names, weights, strict=True):
