@@ -6,13 +6,15 @@ weight. Each further bit keeps all planes, adds B_p = sign(W - What) and alterna
 of the new precision and B_p = sign of what the other planes leave. So planes are shared and every precision has scales of
 its own. The paper then trains the scales on the block's output: the recipe's stage `compensate` (`tune_tables.py`).
 
-weighting   "none": plain squared error, the paper's; "hessian": column k counts H_kk times (ours).
+weighting   "none": plain squared error, the paper's; "hessian": column k counts H_kk times (ours), and the base starts from
+            the plain greedy planes as well as from the weighted ones; each group keeps the better.
 group_size  128 in the paper. Each precision stores p + 1 float16 numbers a group: for 2, 3, 4, 6 and 8 bits together 3.5
             bits a weight in groups of 128, 14 in groups of 32.
 """
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -88,12 +90,10 @@ class AnyBCQ(Method):
 
     def _fit(self, target: Tensor, importance: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Codes uint8 and, by precision, scales (offset first, if any) of groups [R, G, g]; all as [R * G, ...]."""
-        fit = Groups(target.flatten(0, 1), importance.flatten(0, 1), self.offset)
-        fit.greedy(self.base_bits)
-        for _ in range(self.iterations):
-            if not fit.assign(self.base_bits):
-                break
-            fit.solve()
+        target, importance = target.flatten(0, 1), importance.flatten(0, 1)
+        fit = self._base(target, importance, importance)
+        if self.weighting == "hessian":
+            fit.take_better(self._base(target, importance, (importance > 0).float()))
         found = {self.base_bits: fit.scales}
         for bits in range(self.base_bits + 1, self.bits + 1):
             fit.expand()
@@ -103,6 +103,18 @@ class AnyBCQ(Method):
                 fit.solve()
             found[bits] = fit.scales
         return fit.codes(self.bits), found
+
+    def _base(self, target: Tensor, importance: Tensor, start: Tensor) -> Groups:
+        """Groups [C, g] at the base precision, begun with weights `start`."""
+        fit = Groups(target, start, self.offset)
+        fit.greedy(self.base_bits)
+        fit.importance = importance
+        fit.solve()
+        for _ in range(self.iterations):
+            if not fit.assign(self.base_bits):
+                break
+            fit.solve()
+        return fit
 
 
 class Groups:
@@ -169,6 +181,13 @@ class Groups:
         ones = (self.planes[:, self.offset :] + 1) / 2
         return (ones * weights[:, None]).sum(1).to(torch.uint8)
 
+    def take_better(self, other: Groups) -> None:
+        """Each group as in `other` where its weighted error is less."""
+        errors = [(fit.importance * fit.left().square()).sum(1, keepdim=True) for fit in (self, other)]
+        less = errors[1] < errors[0]
+        self.scales = torch.where(less, other.scales, self.scales)
+        self.planes = torch.where(less[..., None], other.planes, self.planes)
+
     def _append(self, rest: Tensor, scale: Tensor) -> None:
         self.planes = torch.cat([self.planes, _sign(rest)[:, None]], 1)
         self.scales = torch.cat([self.scales, scale], 1)
@@ -191,6 +210,12 @@ def _signs(bits: int) -> Tensor:
 
 
 def _normalised(importance: Tensor, real: Tensor) -> Tensor:
-    """Weights [1, G, g] with mean 1 over the real entries of each group; equal ones where a group's are all 0."""
+    """Weights [1, G, g] with mean 1 over the real entries of each group; equal ones where a group's are all 0.
+
+    They are rounded to multiples of g / 2^24, so that float32 sums of them with any signs are exact and the normal equations
+    are positive definite whatever the spread.
+    """
     mean = importance.sum(-1, keepdim=True) / real.sum(-1, keepdim=True)
-    return torch.where(mean > 0, importance / mean.clamp_min(1e-30), real)
+    step = 2.0 ** (math.ceil(math.log2(importance.shape[-1])) - 24)
+    each = torch.where(mean > 0, importance / mean.clamp_min(1e-30), real)
+    return (each / step).round() * step
