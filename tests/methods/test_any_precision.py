@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -65,14 +67,14 @@ def test_codes_ascend_with_the_weight(quantized):
 def test_error_falls_with_every_bit_and_beats_rounding(quantized):
     weight, stats, term = quantized
     errors = [float((stats.fisher * (weight - term.dense(p)).square()).sum()) for p in range(2, 9)]
-    assert all(b < 0.6 * a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < 0.6 * a for a, b in itertools.pairwise(errors))
     for p, error in enumerate(errors, start=2):
         plain = dense(RTN(bits=p, group_size=-1).quantize(weight, stats))
         assert error < 0.5 * float((stats.fisher * (weight - plain).square()).sum())
 
 
 def test_fewer_tables_are_the_same_tables(quantized):
-    weight, stats, term = quantized
+    weight, stats, _ = quantized
     few = AnyPrecision(bits=4, seed_bits=2, precisions=[2, 4])
     (short,) = few.quantize(weight, stats)
     form, _ = save_terms([short], (12, 320))
@@ -86,7 +88,9 @@ def test_fewer_tables_are_the_same_tables(quantized):
 def test_a_higher_seed_is_better_at_its_own_width():
     weight, stats = heavy_layer()
     errors = [
-        float((stats.fisher * (weight - dense(AnyPrecision(bits=4, seed_bits=s).quantize(weight, stats))).square()).sum())
+        float(
+            (stats.fisher * (weight - dense(AnyPrecision(bits=4, seed_bits=s).quantize(weight, stats))).square()).sum()
+        )
         for s in (1, 4)
     ]
     assert errors[1] < 0.95 * errors[0]
@@ -103,7 +107,9 @@ def test_hessian_sensitivity_is_its_diagonal_in_every_row():
     own = dense(with_hessian.quantize(weight, InputStats(64, hessian)))
     same = InputStats(64, fisher=hessian.diagonal().expand(12, 320))
     assert torch.equal(own, dense(AnyPrecision(bits=4).quantize(weight, same)))
-    assert not torch.equal(own, dense(AnyPrecision(bits=4).quantize(weight, InputStats(64, fisher=torch.ones(12, 320)))))
+    assert not torch.equal(
+        own, dense(AnyPrecision(bits=4).quantize(weight, InputStats(64, fisher=torch.ones(12, 320))))
+    )
 
 
 def test_rows_in_pieces_are_the_rows(monkeypatch):
@@ -116,7 +122,8 @@ def test_rows_in_pieces_are_the_rows(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"bits": 2}, {"precisions": [2, 8]}, {"precisions": [3, 6]}, {"precisions": [4, 3, 8]}, {"seed_bits": 9}]
+    "options",
+    [{"bits": 2}, {"precisions": [2, 8]}, {"precisions": [3, 6]}, {"precisions": [4, 3, 8]}, {"seed_bits": 9}],
 )
 def test_options_that_do_not_fit(options):
     with pytest.raises(ValidationError, match="seed_bits"):

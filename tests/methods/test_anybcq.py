@@ -124,7 +124,9 @@ def test_weighting_lowers_the_weighted_error_and_alternation_lowers_both():
 
 def test_two_bits_beat_rounding_by_far():
     weight, stats = layer(rows=40)
-    ours, rounded = (dense(m.quantize(weight, stats)) for m in (AnyBCQ(bits=2, group_size=100), RTN(bits=2, group_size=100)))
+    ours, rounded = (
+        dense(m.quantize(weight, stats)) for m in (AnyBCQ(bits=2, group_size=100), RTN(bits=2, group_size=100))
+    )
     assert float((weight - ours).square().sum()) < 0.5 * float((weight - rounded).square().sum())
 
 
@@ -157,7 +159,8 @@ def test_form_and_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "text"), [({"bits": 1}, "base_bits"), ({"precisions": [2, 3]}, "base_bits"), ({"group_size": 0}, "group_size")]
+    ("options", "text"),
+    [({"bits": 1}, "base_bits"), ({"precisions": [2, 3]}, "base_bits"), ({"group_size": 0}, "group_size")],
 )
 def test_options_that_do_not_fit(options, text):
     with pytest.raises(ValidationError, match=text):

@@ -99,7 +99,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 def test_a_row_without_weights_counts_every_entry_alike():
-    values, _, rows = rows_of("plain")
+    values, _, _ = rows_of("plain")
     zero, one = SortedRows(values, torch.zeros_like(values)), SortedRows(values, torch.ones_like(values))
     assert torch.equal(seed(zero, 4, drawn(4))[1], seed(one, 4, drawn(4))[1])
 
