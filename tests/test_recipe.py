@@ -5,14 +5,28 @@ from __future__ import annotations
 import pytest
 
 from anybit.errors import RecipeError
+from anybit.methods.any_precision import AnyPrecision
+from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
 from anybit.methods.rtn import RTN
-from anybit.recipe import METHODS, TRANSFORMS, Recipe, assign, list_recipes, load_recipe, show_recipe
+from anybit.methods.tune_tables import TuneTables
+from anybit.recipe import (
+    COMPENSATIONS,
+    METHODS,
+    TRANSFORMS,
+    Entry,
+    Recipe,
+    assign,
+    list_recipes,
+    load_recipe,
+    show_recipe,
+)
 
 LINEARS = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "o_proj", "down_proj")]
 NAMES = [recipe["name"] for recipe in list_recipes()]
+NESTED = {"any-precision", "anybcq"}  # several widths in one checkpoint
 
 
 def assigned(recipe: Recipe, tied: bool = False):
@@ -29,7 +43,7 @@ def entry(name, *targets, **options):
 
 
 def test_names_are_sorted_and_complete():
-    assert sorted(NAMES) == NAMES == ["awq-w4", "gptq-w4", "rtn-w4"]
+    assert sorted(NAMES) == NAMES == ["any-precision", "anybcq", "awq-w4", "gptq-w4", "rtn-w4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +56,10 @@ def test_builtin_recipes_describe_themselves(name):
     assert listed["summary"]
     recipe = load_recipe(name)
     weights = recipe.stages["weights"][0].options
-    assert listed["weights"] == f"{weights['bits']}-bit affine, group {weights['group_size']}"
+    if name in NESTED:
+        assert listed["weights"].startswith(f"{weights['precisions'][0]}- to {weights['bits']}-bit nested ")
+    else:
+        assert listed["weights"] == f"{weights['bits']}-bit affine, group {weights['group_size']}"
     found = assigned(recipe)
     needs = set().union(*(m.needs for m in found.methods.values() if m)) or bool(found.transforms)
     assert listed["needs"] == (["calibration"] if needs else [])
@@ -51,15 +68,16 @@ def test_builtin_recipes_describe_themselves(name):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
-    assert assigned(load_recipe(name)).methods["layers.0.q_proj"].bits == 4
-    found = assigned(load_recipe(name, ["weights.bits=3"]), tied)
+    assert assigned(load_recipe(name)).methods["layers.0.q_proj"].bits == (8 if name in NESTED else 4)
+    other = ["weights.bits=3"] + ["weights.precisions=[2, 3]"] * (name in NESTED)
+    found = assigned(load_recipe(name, other), tied)
     assert list(found.methods) == [*LINEARS, "embed"] + ([] if tied else ["head"])
     for linear in LINEARS:
         assert found.methods[linear].plan((8, 64))["terms"][0]["bits"] == 3
     for table in ("embed",) if tied else ("embed", "head"):
         assert found.methods[table].bits == 8
         assert not found.methods[table].needs
-    assert load_recipe(name).stages["weights"][0].options["bits"] == 4  # an override is for one call
+    assert load_recipe(name).stages["weights"][0].options["bits"] != 3  # an override is for one call
 
 
 def test_the_published_gptq_is_one_line_of_overrides():
@@ -206,9 +224,29 @@ def test_files(tmp_path):
             load_recipe(str(path))
 
 
-@pytest.mark.parametrize("name", sorted(METHODS | TRANSFORMS))
+def test_nested_recipes_are_the_published_methods():
+    """Any-precision as it is but for the seed, AnyBCQ as it is but for how long its scales are trained."""
+    found = assigned(load_recipe("any-precision"))
+    tables = (2, 3, 4, 6, 8)
+    assert found.methods["layers.0.q_proj"] == AnyPrecision(bits=8, seed_bits=2, precisions=tables)
+    assert found.compensations == ()
+    found = assigned(load_recipe("anybcq"))
+    assert found.methods["layers.0.q_proj"] == AnyBCQ(bits=8, base_bits=2, precisions=tables, group_size=128)
+    assert found.compensations == (TuneTables(),)
+
+
+def test_compensations_are_checked_like_everything_else():
+    bad = recipe_of([entry("rtn")])
+    bad.stages["compensate"] = [Entry(name="tune-tables", options={"epoch": 3}), Entry(name="tune-table")]
+    with pytest.raises(
+        RecipeError, match=r"compensate.epoch: unknown option; did you mean 'epochs'.*did you mean 'tune-tables'"
+    ):
+        assigned(bad)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS | TRANSFORMS | COMPENSATIONS))
 def test_methods_go_by_their_own_name(name):
-    method = (METHODS | TRANSFORMS)[name]
+    method = (METHODS | TRANSFORMS | COMPENSATIONS)[name]
     assert issubclass(method, Method)
     assert method.name == name
     assert method.needs <= {"hessian", "inputs", "mean_abs"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,10 +43,12 @@ def quantize_block(
     methods: Mapping[str, Method | None],
     pool: Workers,
     allow_unseen: bool,
+    fisher: Mapping[str, Tensor] | None = None,
 ) -> list[Quantized]:
     """Every linear of the block at `prefix`, in execution order; afterwards the block holds the dequantized weights.
 
-    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors.
+    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors. `fisher` has
+    the squared gradients float32 [N, K] of linears, by full name, for methods that read them.
 
     Raises:
         CalibrationError: an expert no calibration token reached, unless `allow_unseen`.
@@ -66,7 +68,7 @@ def quantize_block(
             group: InputGroup, statistics: Mapping[str, InputStats] = statistics, rows_pool: Workers | None = rows_pool
         ) -> list[Quantized]:
             stats = statistics[group.linears[0]]
-            return _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool)
+            return _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool, fisher or {})
 
         groups = map(quantize_group, stage) if rows_pool else pool.map(quantize_group, stage)
         done += [found for group in groups for found in group]
@@ -147,6 +149,7 @@ def _quantize_group(
     methods: Mapping[str, Method | None],
     allow_unseen: bool,
     pool: Workers | None,
+    fisher: Mapping[str, Tensor],
 ) -> list[Quantized]:
     done = []
     for method, names in _by_method([(methods.get(f"{prefix}.{name}"), name) for name in group.linears]):
@@ -157,7 +160,8 @@ def _quantize_group(
             method = _without_tokens(f"{prefix}.{names[0]}", method, allow_unseen)
             notes.append("no calibration token reached this expert: rounded to nearest")
         weights: list[Tensor] = [block.get_parameter(f"{name}.weight") for name in names]
-        named = InputStats(stats.tokens, stats.hessian, stats.inputs, stats.mean_abs, f"{prefix}.{names[0]}")
+        gradients = torch.cat([fisher[f"{prefix}.{name}"] for name in names]) if method.gradients else None
+        named = replace(stats, name=f"{prefix}.{names[0]}", fisher=gradients)
         together = _quantize_rows(method, torch.cat(weights) if len(weights) > 1 else weights[0], named, pool)
         start = 0
         for name, weight in zip(names, weights, strict=True):
@@ -179,6 +183,7 @@ def _quantize_rows(method: Method, weight: Tensor, stats: InputStats, pool: Work
     """`method.quantize`, cut the same way whatever the number of cores, so that the bytes do not depend on it."""
     if method.rows_at_once is None:
         return method.quantize(weight, stats)
+    assert stats.fisher is None, "a method that reads gradients would need their rows cut too"
     pieces = weight.split(method.rows_at_once)
     work = map if pool is None else pool.map
     parts = list(work(lambda rows: method.quantize(rows, stats), pieces))

@@ -23,6 +23,7 @@ from anybit.recipe import Assignment, Recipe, assign, load_recipe
 GATE_ROWS = 8  # linears with fewer outputs are gates (Qwen-MoE's shared expert): nothing to gain, much to lose
 FLOAT = 4
 MOST_SAMPLES = 4
+GRADIENT_COPIES = 4  # activations a backward pass keeps, relative to the inputs of linears
 HESSIAN_COPIES = 5  # H, its ordered copy, the flipped and the factored one, U
 
 
@@ -45,6 +46,18 @@ class Job:
         """Of the tensors that stay float: the source's own, float32 where its config names none."""
         return self.source.config.dtype if isinstance(self.source.config.dtype, torch.dtype) else torch.float32
 
+    def gradients(self) -> dict[str, list[str]]:
+        """By block, the linears whose method reads gradients; empty when none does."""
+        found = {
+            block: [
+                name
+                for name, method in self.assignment.methods.items()
+                if method is not None and method.gradients and name.startswith(f"{block}.")
+            ]
+            for block in self.structure.blocks
+        }
+        return {block: names for block, names in found.items() if names}
+
     def sizes(self) -> dict[str, Any]:
         """`size_bytes` of all tensors, `float_bytes` they take now, `bits_per_weight` over the model; exact, before
         any work."""
@@ -64,7 +77,12 @@ class Job:
         inputs = sum(m.in_features for m in blocks[0].modules() if isinstance(m, nn.Linear))
         table = self.model.get_parameter(f"{self.structure.embedding}.weight").numel() * 2
         activations = samples_in_flight * seq_len * inputs * FLOAT
-        return rss_bytes() + max(table, 2 * block + HESSIAN_COPIES * widest**2 * FLOAT + activations)
+        steps = max(table, 2 * block + HESSIAN_COPIES * widest**2 * FLOAT + activations)
+        if self.gradients():  # the whole model, its squared gradients, and per sequence gradients and activations
+            whole = sum(p.numel() for p in self.model.parameters()) * FLOAT
+            kept = GRADIENT_COPIES * seq_len * (inputs * len(blocks) + self.structure.geometry.vocab) * FLOAT
+            steps = max(steps, 2 * whole + samples_in_flight * (whole + kept))
+        return rss_bytes() + steps
 
     def layers(self) -> list[dict[str, Any]]:
         """The plan tensor by tensor."""

@@ -75,6 +75,7 @@ def quantize(
         with workers(threads) as pool:
             run = Run(job, partial, (tokens, held_out), pool, in_flight, allow_unseen_experts)
             enter(run, done)
+            run.gradients()
             for index, name in enumerate(job.structure.blocks):
                 progress("quantize blocks", index, len(job.structure.blocks))
                 if index >= run.next:
@@ -112,7 +113,9 @@ def step(run: Run, index: int, name: str) -> None:
     graph = trace_block(block, source.read(0), call.arguments)
     for method in run.job.assignment.transforms:
         scale_block(call, graph, source, method, run.pool)
-    done = quantize_block(name, call, graph, source, run.job.assignment.methods, run.pool, run.allow_unseen)
+    methods, fisher = run.job.assignment.methods, run.fisher(index)
+    done = quantize_block(name, call, graph, source, methods, run.pool, run.allow_unseen, fisher)
+    done = run.compensate(name, call, source, done)
     propagate(call, source, target, run.pool)
     run.held_out.quantized_passes(index, block, name, done)
     propagate(BlockCall(block, run.entry.arguments(run.canary)[index]), canary, canary_target, run.pool)
@@ -134,8 +137,7 @@ def leave(run: Run) -> dict[str, Any]:
 
 
 def summary(job: Job, ledger: Ledger, out: str, seconds: float) -> dict[str, Any]:
-    """What `anybit quantize` tells: sizes in bytes, bits per weight over the whole model, this process's peak
-    memory."""
+    """What `anybit quantize` tells: sizes in bytes, bits per weight over the model, this process's peak memory."""
     return {
         "model": job.source.name,
         "recipe": job.recipe.name,

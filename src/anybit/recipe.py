@@ -23,17 +23,28 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anybit.errors import RecipeError, nearest
+from anybit.methods.any_precision import AnyPrecision
+from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
+from anybit.methods.tune_tables import TuneTables
 
-METHODS: dict[str, type[Method]] = {"rtn": RTN, "gptq": GPTQ, "awq": AWQ, "nested": Nested}
+METHODS: dict[str, type[Method]] = {
+    "rtn": RTN,
+    "gptq": GPTQ,
+    "awq": AWQ,
+    "any-precision": AnyPrecision,
+    "anybcq": AnyBCQ,
+    "nested": Nested,
+}
 TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
+COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
-StageName = Literal["transform", "weights", "embeddings"]
+StageName = Literal["transform", "weights", "compensate", "embeddings"]
 
 
 class Entry(BaseModel):
@@ -61,10 +72,12 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class Assignment:
-    """What will happen to a model: transforms for every block, and a method (None: keep float) per module name."""
+    """What will happen to a model: transforms and compensations for every block, and a method (None: keep float) per module
+    name."""
 
     transforms: tuple[AWQScale, ...]
     methods: Mapping[str, Method | None]
+    compensations: tuple[TuneTables, ...] = ()
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -109,6 +122,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     """
     problems: list[str] = []
     transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
+    tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
     methods: dict[str, Method | None] = {}
     ends = [embedding] if tied else [embedding, head]
     words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
@@ -129,11 +143,11 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append(
             f"weights: no entry covers {missing[0]} ({len(missing)} in all); add a target, or name: float to keep it"
         )
+    if transforms and any(method is not None and method.gradients for method in methods.values()):
+        problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
     if problems:
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
-    return Assignment(
-        tuple(t for t in transforms if t is not None), {name: methods.get(name) for name in [*linears, *ends]}
-    )
+    return Assignment(tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings))
 
 
 def _build(entry: Entry, table: Mapping[str, Any], stage: str, problems: list[str]) -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from anybit.blocks import Quantized, quantize_table
 from anybit.calibration.activations import Activations
 from anybit.calibration.entry import Entry
+from anybit.calibration.fisher import write_fisher
 from anybit.calibration.parallel import Workers
+from anybit.calibration.statistics import BlockCall, propagate
 from anybit.checkpoint.finish import float_tensors
 from anybit.checkpoint.layout import shard_name
 from anybit.checkpoint.ledger import Row
@@ -17,6 +21,7 @@ from anybit.checkpoint.partial import Partial, write_shard
 from anybit.held_out import HeldOut
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
+from anybit.transforms.tune_block import tune_block
 
 CANARY_TOKENS = 16
 
@@ -71,6 +76,38 @@ class Run:
             Activations(state / f"canary-{index}", 1, len(self.canary), width),
         )
 
+    def gradients(self) -> None:
+        """Put the squared gradients of the float model on disk, one file a block, if a method wants them and they are not
+        there."""
+        job, wanting = self.job, self.job.gradients()
+        files = {
+            name: self.partial.state / f"fisher-{i}.safetensors"
+            for i, name in enumerate(job.structure.blocks)
+            if i >= self.next
+        }
+        missing = {name: path for name, path in files.items() if name in wanting and not path.is_file()}
+        if missing:
+            write_fisher(job.source, wanting, missing, self.tokens, self.pool, self.in_flight)
+
+    def fisher(self, index: int) -> dict[str, Tensor]:
+        """Squared gradients float32 [N, K] of the linears of block `index` that want them, by full name."""
+        path = self.partial.state / f"fisher-{index}.safetensors"
+        return load_file(path) if path.is_file() else {}
+
+    def compensate(self, name: str, call: BlockCall, source: Activations, done: list[Quantized]) -> list[Quantized]:
+        """`done` after the recipe's compensations of block `name`, judged by the float block on the same inputs."""
+        if not self.job.assignment.compensations or not done:
+            return done
+        original = copy.deepcopy(call.block)
+        self.job.source.load_into(original, name)
+        targets = Activations(self.partial.state / "targets", source.samples, *source.shape)
+        propagate(BlockCall(original, call.arguments, call.in_flight), source, targets, self.pool)
+        del original
+        for method in self.job.assignment.compensations:
+            done = tune_block(name, call, source, targets, method, done, self.pool)
+        targets.path.unlink()
+        return done
+
     def resume(self, done: dict[str, Any]) -> None:
         """Go on from what `commit` recorded."""
         self.next, self.rows = done["next"], [Row(**row) for row in done["rows"]]
@@ -93,3 +130,5 @@ class Run:
         self.partial.commit({"next": index, "rows": [row.model_dump() for row in self.rows]})
         for activations in (*self.activations(index - 1), *self.held_out.files(index - 1).values()):
             activations.path.unlink(missing_ok=True)
+        if index:
+            (self.partial.state / f"fisher-{index - 1}.safetensors").unlink(missing_ok=True)

@@ -22,6 +22,7 @@ class InputStats:
         inputs: float32 [S, K], an even sample of the rows of X, or None.
         mean_abs: float32 [K], mean |x| of every input channel, or None.
         name: the linear's module name, for messages and for methods that treat some layers apart.
+        fisher: float32 [N, K], sum over calibration sequences of the squared gradient of the loss, or None.
     """
 
     tokens: int = 0
@@ -29,6 +30,7 @@ class InputStats:
     inputs: Tensor | None = None
     mean_abs: Tensor | None = None
     name: str = ""
+    fisher: Tensor | None = None
 
 
 class Method(BaseModel):
@@ -46,6 +48,11 @@ class Method(BaseModel):
     needs: ClassVar[frozenset[str]] = frozenset()
     rows_at_once: ClassVar[int | None] = None
     rowwise: ClassVar[bool] = True
+
+    @property
+    def gradients(self) -> bool:
+        """Whether `quantize` reads `InputStats.fisher`, which takes a backward pass through the whole float model."""
+        return False
 
     def plan(self, shape: tuple[int, int]) -> Form:
         """The form that `quantize` will give a weight of `shape` (N, K), known before any work."""
