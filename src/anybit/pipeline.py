@@ -62,11 +62,8 @@ def quantize(
     job = open_job(model, recipe, overrides)
     in_flight = samples_in_flight(job, parse_bytes(max_ram) if max_ram else None, seq_len)
     tokens, held_out = draw(job, calibration, samples, seq_len, seed)
-    identity = {
-        "model": job.source.identity(),
-        "recipe": job.recipe.model_dump(),
-        "data": data_identity(tokens, calibration),
-    }
+    asked = {"model": job.source.identity(), "recipe": job.recipe.model_dump()}
+    identity = {**asked, "data": data_identity(tokens, calibration)}
     partial = Partial(Path(out))
     ledger = partial.finished(identity) if resume else None
     if ledger is None:

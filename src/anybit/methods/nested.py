@@ -25,7 +25,8 @@ from torch import Tensor
 
 from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form, by_group
-from anybit.formats.nested_affine import RATIO_ONE, NestedAffine
+from anybit.formats.form import RATIO_ONE
+from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.terms import CodeTerm, Term
 from anybit.methods.base import InputStats
 from anybit.methods.column_solver import factor, prepare, solve

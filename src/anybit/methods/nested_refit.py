@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from anybit.formats.decoder import by_group
-from anybit.formats.nested_affine import RATIO_ONE, NestedAffine, middle
+from anybit.formats.form import RATIO_ONE
+from anybit.formats.nested_affine import NestedAffine, middle
 from anybit.methods.gptq import block_stops
 from anybit.methods.nested_choice import Levels
 
