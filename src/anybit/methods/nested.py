@@ -39,9 +39,9 @@ from anybit.methods.nested_refit import descend, refit
 class Nested(AffineGrid):
     """Options: those of the grid (`clip` searches one range for all widths), and those explained above.
 
-    `stream` is the width whose values feed the layers and blocks calibrated next (None: all bits). `bits` is the stored width; `precisions` the readable ones, `tables` those of them with a grid of their own (the
-    others read the next wider one); `weights` lambda by width (a width without one is not looked after); `damping`,
-    `block`, `first_token_weight` as for GPTQ.
+    `bits` is the stored width; `precisions` the readable ones, `tables` those of them with a grid of their own (the others
+    read the next wider one); `weights` lambda by width (a width without one is not looked after); `stream` the width whose
+    values feed the layers and blocks calibrated next (None: all bits); `damping`, `block`, `first_token_weight` as for GPTQ.
     """
 
     name: ClassVar[str] = "nested"
@@ -67,6 +67,8 @@ class Nested(AffineGrid):
                 raise ValueError(f"{what} must ascend and end with bits={self.bits}")
         if not set(self.tables) <= set(self.precisions) >= set(self.weights) or not self.weights:
             raise ValueError("tables and weights must be among precisions, and weights not empty")
+        if self.stream not in (None, *self.precisions):
+            raise ValueError("stream must be one of precisions")
         if min(self.weights.values()) <= 0:
             raise ValueError("weights must be positive; leave a width out to ignore it")
         return self
