@@ -32,6 +32,22 @@ Every published method is a recipe: a short YAML file in `src/anybit/recipes/`. 
 `--set stage.option=value` changes an option, and your own YAML file works in place of a name.
 """
 
+NESTED = """## Nested weights
+
+`pmpd` stores 8-bit codes whose first 2, 3, 4, 5 or 6 bits are codes too: reading fewer bit-planes reads a coarser model, and
+the grid of every width is uniform, so all of them run on the integer kernels. One code must serve every width at once:
+
+1. *Joint error feedback.* Columns are quantized one after the other, as in GPTQ. Every width keeps its own corrected copy of
+   the columns still to come; the code of a column is the one with the least weighted sum of squared errors over the widths,
+   found exactly.
+2. *Refit.* With the codes fixed, the best scales and zeros of each width are a least-squares problem per row, solved in closed
+   form with the same Hessian, so that errors of one group can make up for those of another.
+3. *One more sweep.* With the grids fixed, every column in turn takes the best code given all others; then refit again.
+
+`weights` says how much each width counts, `feedback: mean` and `refit: 0` give the published method (MatGPTQ, arXiv 2602.03537).
+The ledger lists every tensor's error at every width, and the perplexity of every width on text kept out of the calibration.
+"""
+
 
 def main(arguments: list[str]) -> int:
     """0 when all pages are up to date, or have been written."""
@@ -89,7 +105,7 @@ def methods_page() -> str:
         *map(_row, rows),
     ]
     summaries = [f"- **{r['name']}**: {r['summary']}." for r in recipes]
-    return "\n".join([METHODS_HEAD, NOTE, "", *table, "", *summaries, ""])
+    return "\n".join([METHODS_HEAD, NOTE, "", *table, "", *summaries, "", NESTED])
 
 
 def _row(cells: list[str]) -> str:

@@ -169,7 +169,14 @@ def test_size_and_plan():
 
 @pytest.mark.parametrize(
     "options",
-    [{"tables": (2, 4)}, {"precisions": (8, 4)}, {"weights": {}}, {"weights": {7: 1.0}}, {"weights": {4: 0.0}}],
+    [
+        {"tables": (2, 4)},
+        {"precisions": (8, 4)},
+        {"weights": {}},
+        {"weights": {7: 1.0}},
+        {"weights": {4: 0.0}},
+        {"stream": 7},
+    ],
 )
 def test_widths_that_do_not_fit_are_refused(options):
     with pytest.raises(ValueError, match=r"precisions|tables|weights"):

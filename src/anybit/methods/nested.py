@@ -11,8 +11,9 @@ refit            rounds of: least squares for all scales and zeros of a row, wid
                  then one sweep of coordinate descent over the codes for the grids as they are (`nested_refit.py`). Both
                  lower sum_p lambda_p 4^p tr(E_p H E_p^T), E_p = W - W_p, the first width by width.
 
-Weights: lambda_p counts relative to how small errors at p bits can be (a factor 4 a bit). So all ones asks every width
-for the same factor above its optimum; 8 bits can spare more of theirs than 3.
+Weights: lambda_p counts relative to how small errors at p bits can be (a factor 4 a bit), so equal ones ask every width for
+the same factor above its optimum, and 8 bits, which have errors to spare, get a small one. (The published equal weights on
+the squares themselves are 4^-p here.)
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from anybit.methods.nested_refit import descend, refit
 class Nested(AffineGrid):
     """Options: those of the grid (`clip` searches one range for all widths), and those explained above.
 
-    `bits` is the stored width; `precisions` the readable ones, `tables` those of them with a grid of their own (the
-    others read the next wider one); `weights` lambda by width (a width without one is not looked after); `damping`,
-    `block`, `first_token_weight` as for GPTQ.
+    `bits` is the stored width; `precisions` the readable ones, `tables` those of them with a grid of their own (the others
+    read the next wider one); `weights` lambda by width (a width without one is not looked after); `stream` the width whose
+    values feed the layers and blocks calibrated next (None: all bits); `damping`, `block`, `first_token_weight` as for GPTQ.
     """
 
     name: ClassVar[str] = "nested"
@@ -67,6 +68,8 @@ class Nested(AffineGrid):
                 raise ValueError(f"{what} must ascend and end with bits={self.bits}")
         if not set(self.tables) <= set(self.precisions) >= set(self.weights) or not self.weights:
             raise ValueError("tables and weights must be among precisions, and weights not empty")
+        if self.stream not in (None, *self.precisions):
+            raise ValueError("stream must be one of precisions")
         if min(self.weights.values()) <= 0:
             raise ValueError("weights must be positive; leave a width out to ignore it")
         return self
