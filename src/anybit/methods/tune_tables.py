@@ -26,13 +26,13 @@ from anybit.methods.base import Method
 
 
 class TuneTables(Method):
-    """Options: `epochs` over the calibration samples, `batch` samples a step, `lr` in units of a table's finest step, and
-    `highest`, the precision above which nothing is trained since there is nothing to gain."""
+    """Options: `epochs` over the calibration samples, `batch` samples a step, `lr` in units of a table's finest step (it
+    falls to 0 along a line), and `highest`, the precision above which nothing is trained since there is little to gain."""
 
     name: ClassVar[str] = "tune-tables"
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=2, ge=1)
     batch: int = Field(default=4, ge=1)
-    lr: float = Field(default=0.01, gt=0)
+    lr: float = Field(default=0.03, gt=0)
     highest: int = Field(default=4, ge=1, le=8)
 
 
