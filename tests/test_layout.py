@@ -23,6 +23,7 @@ ORDER = [
     {"loading"},
     {"pipeline"},
     {"run"},
+    {"held_out", "tune_block"},
     {"blocks", "job"},
     {"recipe"},
     {"transforms", "allocation"},

@@ -26,7 +26,11 @@ from anybit.recipe import (
 
 LINEARS = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "o_proj", "down_proj")]
 NAMES = [recipe["name"] for recipe in list_recipes()]
-NESTED = {"any-precision", "anybcq"}  # several widths in one checkpoint
+NESTED = {  # several widths in one checkpoint, and what else has to change for a checkpoint of two and three bits
+    "any-precision": ["weights.precisions=[2, 3]"],
+    "anybcq": ["weights.precisions=[2, 3]"],
+    "pmpd": ["weights.precisions=[2, 3]", "weights.tables=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
+}
 
 
 def assigned(recipe: Recipe, tied: bool = False):
@@ -43,7 +47,7 @@ def entry(name, *targets, **options):
 
 
 def test_names_are_sorted_and_complete():
-    assert sorted(NAMES) == NAMES == ["any-precision", "anybcq", "awq-w4", "gptq-w4", "rtn-w4"]
+    assert sorted(NAMES) == NAMES == ["any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +73,7 @@ def test_builtin_recipes_describe_themselves(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
     assert assigned(load_recipe(name)).methods["layers.0.q_proj"].bits == (8 if name in NESTED else 4)
-    other = ["weights.bits=3"] + ["weights.precisions=[2, 3]"] * (name in NESTED)
+    other = ["weights.bits=3", *NESTED.get(name, [])]
     found = assigned(load_recipe(name, other), tied)
     assert list(found.methods) == [*LINEARS, "embed"] + ([] if tied else ["head"])
     for linear in LINEARS:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from anybit.blocks import Quantized
 from anybit.calibration.activations import Activations
@@ -23,7 +24,6 @@ from anybit.calibration.parallel import Workers
 from anybit.calibration.statistics import BlockCall, propagate
 from anybit.calibration.text import read_documents
 from anybit.calibration.tokens import calibration_tokens
-from anybit.evaluate.perplexity import token_nll
 from anybit.formats.terms import dense, load_terms, precisions
 from anybit.job import Job
 
@@ -111,7 +111,7 @@ class HeldOut:
 
     def _perplexity(self, last: Activations) -> float:
         losses = [
-            token_nll(self._entry.logits(ids, last.read(sample))[:-1], ids[1:])
+            cross_entropy(self._entry.logits(ids, last.read(sample))[:-1].float(), ids[1:], reduction="none").double()
             for sample, ids in enumerate(self._tokens)
         ]
         return math.exp(min(float(torch.cat(losses).mean()), 700.0))

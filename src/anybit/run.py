@@ -21,7 +21,7 @@ from anybit.checkpoint.partial import Partial, write_shard
 from anybit.held_out import HeldOut
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
-from anybit.transforms.tune_block import tune_block
+from anybit.tune_block import tune_block
 
 CANARY_TOKENS = 16
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import pytest
 import torch
@@ -20,8 +19,6 @@ from random_terms import decoder
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed (there are no wheels for this platform)", allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before the import
 from anybit.kernels.linear_w_a16 import triton as kernels  # noqa: E402
 
 NESTED = ("nested_affine", "codebook", "binary_coded")

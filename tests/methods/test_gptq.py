@@ -119,7 +119,7 @@ def test_loss_is_bounded_when_nothing_clips():
 
     _, loss = solve(weight, upper, unbounded, [96])
     bound = 24 * float((step**2 / (8 * upper.diagonal().double() ** 2)).sum())
-    assert 0.1 * bound < loss <= bound
+    assert 0.1 * bound < float(loss.sum()) <= bound
 
 
 def test_dead_inputs_become_zero_and_do_not_widen_the_grid():

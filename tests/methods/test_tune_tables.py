@@ -23,7 +23,7 @@ from anybit.methods.tune_tables import Tunable, TuneTables, finest_steps, tunabl
 from anybit.models.graph import block_inputs, trace_block
 from anybit.models.normalize import normalize
 from anybit.models.structure import find_structure
-from anybit.transforms.tune_block import tune_block
+from anybit.tune_block import tune_block
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
 
