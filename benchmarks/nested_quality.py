@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import anybit
@@ -32,9 +32,15 @@ WINDOWS, CTX = 24, 512
 GPTQ_BITS = (3, 4)
 
 
-def likelihoods(model: Any, windows: Tensor) -> Tensor:
-    """Negative log-likelihoods float64 [W, CTX - 1], one window at a time."""
-    return torch.stack([token_nll(scored_logits(model, window[None]), window[1:]) for window in windows])
+def likelihoods(model: Any, windows: Tensor, directory: Path, bits: int | None) -> Tensor:
+    """Negative log-likelihoods float64 [W, CTX - 1] of a checkpoint at `bits`; kept beside it and read back next time."""
+    kept = directory.with_name(f"{directory.name}-nll{bits or ''}.safetensors")
+    if not kept.is_file():
+        if directory.is_dir():
+            write_weights(model, directory, bits)
+        nll = torch.stack([token_nll(scored_logits(model, window[None]), window[1:]) for window in windows])
+        save_file({"nll": nll}, kept)
+    return load_file(kept)["nll"]
 
 
 def write_weights(model: Any, directory: Path, bits: int | None) -> None:
@@ -57,18 +63,16 @@ def measure(nested: Path, gptq: Mapping[int, Path]) -> dict[str, Any]:
     """Everything the result file says of quality and size."""
     model, tokenizer = load_any("demo", dtype="float32")
     windows = evaluation_windows(tokenizer, read_documents("wiki-test"), CTX, WINDOWS * CTX)
-    original = likelihoods(model, windows)
-    ledger = Ledger.read(nested)
+    original = likelihoods(model, windows, nested.with_name("float"), None)
     rows, plain = [], {}
     for bits, directory in gptq.items():
-        write_weights(model, directory, None)
-        plain[bits] = likelihoods(model, windows)
+        plain[bits] = likelihoods(model, windows, directory, None)
         rows.append(
             _row(f"gptq {bits} bits", plain[bits], original) | {"size_bytes": Ledger.read(directory).size_bytes}
         )
+    ledger = Ledger.read(nested)
     for bits in max((row.errors for row in ledger.tensors), key=len):
-        write_weights(model, nested, bits)
-        found = likelihoods(model, windows)
+        found = likelihoods(model, windows, nested, bits)
         rows.append(_row(f"nested at {bits} bits", found, original))
         if bits in plain:
             rows[-1]["over_gptq"] = difference(found, plain[bits])
