@@ -7,9 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 from anybit import pipeline, run
+from anybit.blocks import quantize_block
+from anybit.calibration.activations import Activations
 from anybit.calibration.fisher import fisher
 from anybit.calibration.parallel import workers
+from anybit.calibration.statistics import BlockCall
 from anybit.errors import RecipeError
+from anybit.formats.terms import dense, load_terms
+from anybit.methods.any_precision import AnyPrecision
+from anybit.methods.base import InputStats
+from anybit.models.graph import block_inputs, trace_block
 from anybit.models.normalize import normalize
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
@@ -36,6 +43,26 @@ def test_it_is_the_sum_of_squared_gradients_of_each_sequence():
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-12)
         assert torch.equal(found[name], again[name])
         assert not found[name].requires_grad
+
+
+def test_linears_that_share_an_input_get_their_own_gradients(tmp_path):
+    """Query, key and value are clustered together, each row by its own weights."""
+    model = tiny("llama")
+    normalize(model)
+    hidden, kwargs = block_inputs(model, ["model.layers.0"], token_ids(12))[0]
+    source = Activations(tmp_path / "hidden", 1, 12, 64)
+    source.write(0, hidden)
+    block, method = model.get_submodule("model.layers.0"), AnyPrecision(bits=3, seed_bits=2)
+    graph = trace_block(block, hidden, kwargs)
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"m.{name}": block.get_parameter(f"{name}.weight").clone() for name in graph.linears}
+    gradients = {name: torch.rand(weight.shape, generator=generator) ** 4 for name, weight in weights.items()}
+    methods = dict.fromkeys(weights, method)
+    with workers(1) as pool:
+        done = quantize_block("m", BlockCall(block, kwargs), graph, source, methods, pool, False, gradients)
+    for item in done:
+        alone = method.quantize(weights[item.name], InputStats(fisher=gradients[item.name]))
+        assert torch.equal(dense(load_terms(item.form, item.tensors)), dense(alone)), item.name
 
 
 def test_experts_without_tokens_have_none():

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from anybit.formats.planes import unpack
 from anybit.formats.terms import dense, precisions, save_terms
-from anybit.methods.anybcq import AnyBCQ, Groups
+from anybit.methods.anybcq import AnyBCQ, Groups, normalised
 from anybit.methods.base import InputStats
 from anybit.methods.rtn import RTN
 
@@ -87,6 +87,35 @@ def test_the_last_plane_is_the_best_for_its_scales():
     kept = fit.left().abs()
     fit.planes[:, -1] *= -1
     assert bool((kept <= fit.left().abs() + 1e-6).all())
+
+
+def test_of_two_fits_each_group_keeps_the_better():
+    generator = torch.Generator().manual_seed(0)
+    target, importance = torch.randn(2, 60, 48, generator=generator)
+    fits = [Groups(target, start.square(), offset=True) for start in (importance, torch.ones(60, 48))]
+    for fit in fits:
+        fit.greedy(2)
+        fit.importance = importance.square()
+        fit.solve()
+    errors = [(importance.square() * fit.left().square()).sum(1) for fit in fits]
+    assert 10 < int((errors[1] < errors[0]).sum()) < 50
+    fits[0].take_better(fits[1])
+    kept = (importance.square() * fits[0].left().square()).sum(1)
+    torch.testing.assert_close(kept, torch.minimum(*errors))
+
+
+@pytest.mark.parametrize("size", [5, 32, 100, 2048])
+def test_signed_sums_of_normalised_weights_are_exact_in_float32(size):
+    generator = torch.Generator().manual_seed(0)
+    importance = torch.exp(4 * torch.randn(1, 20, size, generator=generator))
+    importance[0, 3] = 0
+    real = torch.ones(1, 20, size)
+    real[0, -1, 3:] = 0
+    each = normalised(importance * real, real)
+    assert torch.equal(each[0, 3], torch.ones(size))
+    torch.testing.assert_close(each.sum(-1) / real.sum(-1), torch.ones(1, 20), rtol=1e-4, atol=1e-4)
+    signs = torch.randn(8, 20, size, generator=generator).sign()
+    assert torch.equal((each * signs).sum(-1).double(), (each.double() * signs.double()).sum(-1))
 
 
 def test_planes_of_fewer_bits_are_the_first_planes_of_more():

@@ -72,7 +72,7 @@ class AnyBCQ(Method):
         importance = torch.ones(columns)
         if self.weighting == "hessian" and stats.hessian is not None:
             importance = stats.hessian.diagonal()
-        each = _normalised(by_group(importance[None], size), by_group(torch.ones(1, columns), size))
+        each = normalised(by_group(importance[None], size), by_group(torch.ones(1, columns), size))
         targets = by_group(weight, size)
         step = max(1, BLOCK_WEIGHTS // columns)
         parts = [self._fit(part, each.expand(len(part), -1, -1)) for part in targets.split(step)]
@@ -209,7 +209,7 @@ def _signs(bits: int) -> Tensor:
     return ((codes >> shifts[:, None]) & 1).float() * 2 - 1
 
 
-def _normalised(importance: Tensor, real: Tensor) -> Tensor:
+def normalised(importance: Tensor, real: Tensor) -> Tensor:
     """Weights [1, G, g] with mean 1 over the real entries of each group; equal ones where a group's are all 0.
 
     They are rounded to multiples of g / 2^24, so that float32 sums of them with any signs are exact and the normal equations
