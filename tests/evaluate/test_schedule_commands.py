@@ -115,7 +115,9 @@ def test_tune_show_and_use(checkpoint: Path, run: Callable[..., tuple[int, str, 
     found = resolve("task:words", checkpoint, (2, 3, 4, 6, 8))
     state = found.start(None, 12)  # type: ignore[arg-type]
     assert state.switches == [tuple(switch) for switch in facts["switches"]]
-    code, _, err = run("schedule", "show", facts["out"])
+    page = checkpoint.parent / "tried.html"
+    code, _, err = run("schedule", "show", facts["out"], "--html", page)
+    assert all(option["schedule"] in page.read_text() for option in facts["options"])
     assert code == 0
     assert "words" in err
     assert err.count("<-") == 1

@@ -118,12 +118,15 @@ def train(
 
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Schedule written by `tune` or `train`")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw what was tried, as one page")] = None,
     json: Json = False,
 ) -> None:
     """Show what a schedule file holds."""
     from anybit.engine.schedulers.artefact import read
 
     facts, heads = read(file)
+    if html is not None:
+        draw(facts, html)
     if json:
         print_json(facts | {"parameters": sum(tensor.size for head in heads for tensor in head.values())})
         return
@@ -138,6 +141,35 @@ def show(
         }
     )
     (show_options if facts["kind"] == "static" else show_pairs)(facts)
+
+
+def draw(facts: dict[str, Any], path: Path) -> None:
+    """The page of a tuned schedule: bits at every step and quality against bits of everything that was tried.
+
+    Raises:
+        InputError: a schedule that was trained: it decides for each prompt.
+    """
+    if "options" not in facts:
+        raise InputError(f"--html {path}: only tuned schedules have alternatives to draw; leave it out")
+    from anybit.engine.schedule import parse_schedule
+    from anybit.report.page import write_report
+
+    length, rows = int(facts["length"]), []
+    for option in facts["options"]:
+        state = parse_schedule(option["schedule"]).start(None, length)  # type: ignore[arg-type]  # looks at no features
+        top = option["rouge"] - option["difference"]  # of the chain's highest precision
+        rows.append(
+            {key: option[key] for key in ("bits", "rouge")}
+            | {
+                "name": f"prompt {option['prefill']}, {option['schedule']}",
+                "group": f"prompt at {option['prefill']} bits",
+            }
+            | {"rouge_low": top + option["low"], "rouge_high": top + option["high"]}
+            | {"bits_per_step": [state.bits(step) for step in range(length)]}
+        )
+    title = f"Schedules tried for {facts['task']}"
+    write_report({"title": title, "schedules": {"rows": rows, "prompts": facts["samples"], "length": length}}, path)
+    say(f"wrote {path}")
 
 
 def parse_chain(text: str | None) -> tuple[int, ...] | None:
