@@ -124,7 +124,12 @@ def wrong(words: list[str]) -> str:
     """What is wrong with a command line, or nothing."""
     if words[0] not in COMMANDS:
         return f"no command {words[0]}"
-    known = {option for param in COMMANDS[words[0]].params for option in param.opts} | {"--help", "-h"}
+    command = COMMANDS[words[0]]
+    if hasattr(command, "commands"):  # a group: `anybit schedule tune`
+        if words[1:2] == [] or words[1] not in command.commands:
+            return f"no command {' '.join(words[:2])}"
+        command = command.commands[words[1]]
+    known = {option for param in command.params for option in param.opts} | {"--help", "-h"}
     flags = [word.split("=")[0] for word in words[1:] if word.startswith("-")]
     unknown = [flag for flag in flags if flag not in known]
     return f"{words[0]} has no {unknown[0]}" if unknown else ""
@@ -133,6 +138,8 @@ def wrong(words: list[str]) -> str:
 def test_the_check_of_commands_catches_what_it_should():
     assert list(commands("anybit eval x  # anybit nothing\nmake demo")) == [["eval", "x"]]
     assert wrong(["evaluate", "x"]) == "no command evaluate"
+    assert wrong(["schedule", "tuna", "x"]) == "no command schedule tuna"
+    assert wrong(["schedule", "tune", "x", "--task", "extract"]) == ""
     assert wrong(["eval", "x", "--bogus=3"]) == "eval has no --bogus"
     assert wrong(["eval", "x", "--text", "y"]) == ""
 
