@@ -94,9 +94,7 @@ def measure(name: str, directory: Path, rows: list[dict[str, Any]]) -> Iterator[
             facts |= {"perplexity_ratio_low": pair.ratio_low, "perplexity_ratio_high": pair.ratio_high}
             stages = ledger.identity["recipe"]["stages"]
             facts |= {"stages": {k: stages[k] for k in ("weights", "compensate") if stages.get(k)}}
-            found.append(
-                facts | {"data": ledger.identity["data"], "size_bytes": ledger.size_bytes, **sizes(directory, bits)}
-            )
+            facts |= {"data": ledger.identity["data"], "size_bytes": ledger.size_bytes, **sizes(directory, bits)}
             print(f"{name:20} {bits} bits: {facts['perplexity']:10.3f}  x{pair.ratio:.3f}", flush=True)
             yield facts
 
