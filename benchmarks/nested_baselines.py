@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def only(form: dict[str, Any], bits: int) -> dict[str, Any]:
     return form | {"terms": [part]}
 
 
-def measure(name: str, directory: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each precision of a checkpoint that is not in `rows` yet."""
+def measure(name: str, directory: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row for each precision of a checkpoint that is not in `rows` yet, as soon as it is measured."""
     source = open_model(MODEL)
     windows = evaluation_windows(source.tokenizer(), read_documents("wiki-test"), CTX, WINDOWS * CTX)
     model = source.skeleton()
@@ -82,7 +83,6 @@ def measure(name: str, directory: Path, rows: list[dict[str, Any]]) -> list[dict
         widths = sorted(
             {p for form in forms_of(directory).values() for p in precisions(form) if len(precisions(form)) > 1}
         )
-        found = []
         for bits in widths:
             if any((row["name"], row["bits"]) == (name, bits) for row in rows):
                 continue
@@ -94,15 +94,13 @@ def measure(name: str, directory: Path, rows: list[dict[str, Any]]) -> list[dict
             facts |= {"perplexity_ratio_low": pair.ratio_low, "perplexity_ratio_high": pair.ratio_high}
             stages = ledger.identity["recipe"]["stages"]
             facts |= {"stages": {k: stages[k] for k in ("weights", "compensate") if stages.get(k)}}
-            found.append(
-                facts | {"data": ledger.identity["data"], "size_bytes": ledger.size_bytes, **sizes(directory, bits)}
-            )
+            facts |= {"data": ledger.identity["data"], "size_bytes": ledger.size_bytes, **sizes(directory, bits)}
             print(f"{name:20} {bits} bits: {facts['perplexity']:10.3f}  x{pair.ratio:.3f}", flush=True)
-    return found
+            yield facts
 
 
 def main() -> None:
-    """Measure what is missing, write after each checkpoint."""
+    """Measure what is missing, write after each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
@@ -112,8 +110,9 @@ def main() -> None:
     table |= {"command": "python benchmarks/nested_baselines.py", "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     for spec in options.checkpoints:
         name, _, directory = spec.partition("=")
-        table["rows"] += measure(name, Path(directory), table["rows"])
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
+        for row in measure(name, Path(directory), list(table["rows"])):
+            table["rows"].append(row)
+            options.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":
