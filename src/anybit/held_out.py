@@ -85,7 +85,9 @@ class HeldOut:
         self._pass(index, block, self._readings[:1])
 
     def quantized_passes(self, index: int, block: nn.Module, prefix: str, done: Sequence[Quantized]) -> None:
-        """Through block `index` at every precision; afterwards the block holds its weights in full."""
+        """Through block `index` at every precision; afterwards the block holds its nested weights in full."""
+        if not self._readings:
+            return
         for reading in self._readings[1:]:
             write_weights(block, prefix, done, int(reading))
             self._pass(index, block, [reading])

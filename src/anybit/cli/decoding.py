@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from anybit.cli.ledger import chosen_precision, in_blocks, mean_code_bits, nested_precisions, stored_precisions
+from anybit.engine.drafting.drafter import check_name
 from anybit.engine.schedule import Scheduler, check_available, parse_schedule
 from anybit.errors import InputError
-
-DRAFTS = ("none", "ngram", "lookup", "self")
 
 Prefill = Annotated[str | None, typer.Option(metavar="P", help="Bits while reading the prompt; default: all stored")]
 Schedule = Annotated[
@@ -45,7 +43,7 @@ class Decoding:
         self._directory, self._ledger, self._prefill = directory, ledger, False
         nested = nested_precisions(ledger)
         self.stored = None if nested else mean_code_bits(ledger)
-        _check_draft(draft, nested)
+        check_name(draft, nested)
         if guard and not nested:
             raise InputError("--guard: this checkpoint is not nested, there is nothing to raise; leave it out")
         self.options: dict[str, Any] = {"prefill_precision": None, "schedule": None, "guard": guard, "draft": draft}
@@ -85,16 +83,3 @@ class Decoding:
             if not self._prefill:  # what the schedule was tuned with
                 self.options["prefill_precision"] = prefill_bits(scheduler)
         self.options["schedule"] = scheduler
-
-
-def _check_draft(draft: str, nested: Sequence[int]) -> None:
-    name, colon, bits = draft.partition(":")
-    if name not in DRAFTS or (colon and name != "self"):
-        raise InputError(f"--draft {draft}: unknown; known: {', '.join(DRAFTS)}, self:BITS")
-    if name == "self" and not nested:
-        raise InputError(
-            "--draft self: this checkpoint is not nested, it has no lower precision to guess at; "
-            "quantize with a nested recipe (pmpd, any-precision, anybcq), or use --draft ngram"
-        )
-    if colon and bits not in map(str, nested):
-        raise InputError(f"--draft {draft}: this checkpoint holds {list(nested)} bits")

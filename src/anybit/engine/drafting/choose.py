@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anybit.engine.drafting.drafter import Drafter
+from anybit.engine.drafting.drafter import Drafter, check_name
 from anybit.engine.drafting.lookup import LookupDrafter
 from anybit.engine.drafting.ngram import NgramDrafter
 from anybit.engine.drafting.pace import Pace
@@ -13,14 +13,12 @@ from anybit.engine.schedule import Scheduler
 from anybit.engine.stepper import Stepper
 from anybit.errors import InputError
 
-NAMES = ("none", "ngram", "lookup", "self")
-
 
 def drafting(draft: str | Drafter, runner: Stepper, sampler: Sampler, scheduler: Scheduler) -> Drafting | None:
     """Who guesses for this request; None: nobody.
 
     Args:
-        draft: one of `NAMES`, `self:BITS`, or a drafter, whose guesses are used whole.
+        draft: one of `drafter.NAMES`, `self:BITS`, or a drafter, whose guesses are used whole.
 
     Raises:
         InputError: unknown name; a model whose text drafting would change; `self` without a precision to guess at.
@@ -28,8 +26,8 @@ def drafting(draft: str | Drafter, runner: Stepper, sampler: Sampler, scheduler:
     if draft == "none":
         return None
     name, _, bits = draft.partition(":") if isinstance(draft, str) else ("", "", "")
-    if isinstance(draft, str) and (name not in NAMES or (bits and name != "self")):
-        raise InputError(f"--draft {draft}: unknown; known: {', '.join(NAMES)}, self:BITS")
+    if isinstance(draft, str):
+        check_name(draft, runner.precision.available)
     if runner.inexact:
         raise InputError(f"--draft {name or 'with a drafter'}: {runner.inexact}, so drafting could change the text; "
                          "use --engine native, or --draft none")  # fmt: skip
@@ -42,12 +40,7 @@ def drafting(draft: str | Drafter, runner: Stepper, sampler: Sampler, scheduler:
 
 def _self(bits: str, runner: Stepper, sampler: Sampler, scheduler: Scheduler) -> SelfDrafter:
     available, high = runner.precision.available, max(scheduler.precisions)
-    if len(available) == 1:
-        raise InputError(
-            "--draft self: this checkpoint is not nested, it has no lower precision to guess at; "
-            "quantize with a nested recipe (pmpd, any-precision, anybcq), or use --draft ngram"
-        )
-    if bits and (not bits.isdigit() or int(bits) not in available or int(bits) >= high):
+    if bits and int(bits) >= high:
         raise InputError(f"--draft self:{bits}: give one of {[width for width in available if width < high]}")
     chosen = int(bits) if bits else draft_bits(available, high)
     if chosen is None:
