@@ -20,6 +20,7 @@ from anybit.methods.rtn import RTN
 from anybit.models.graph import block_inputs, trace_block
 from anybit.models.normalize import normalize
 from anybit.models.structure import find_structure
+from anybit.recipe import Assignment
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
 
@@ -80,7 +81,9 @@ def test_every_group_sees_what_quantized_predecessors_make(tmp_path):
     kept = block.get_submodule(KEPT).weight.clone()
     methods = {f"m.0.{name}": method_of(name) for name in graph.linears}
     with workers(2) as pool:
-        done = blocks.quantize_block("m.0", BlockCall(block, kwargs), graph, source, methods, pool, False)
+        done = blocks.quantize_block(
+            "m.0", BlockCall(block, kwargs), graph, source, Assignment((), methods), pool, False
+        )
     assert {item.name.removeprefix("m.0.") for item in done} == set(wanted)
     for item in done:
         name = item.name.removeprefix("m.0.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from anybit.calibration.activations import Activations
 from anybit.calibration.parallel import Workers
 from anybit.calibration.statistics import BlockCall, collect
-from anybit.checkpoint.ledger import Row, form_word, row
+from anybit.checkpoint.ledger import Row, form_word, reworded, row
 from anybit.errors import CalibrationError
+from anybit.formats.activation import restore_activations
 from anybit.formats.decoder import Form
 from anybit.formats.terms import Term, dense, load_terms, precisions, row_slice, save_terms
+from anybit.layers.integer import bypassed, dequantized
 from anybit.layers.linear import kernel_name
+from anybit.methods.activations import ActivationMethod
 from anybit.methods.base import InputStats, Method, relative_output_error
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.models.graph import BlockGraph, InputGroup, read_by_other_tokens
+from anybit.recipe import Assignment
 
 CHUNK_WEIGHTS = 1 << 22  # weights of a table quantized at a time when its method needs no statistics
 
@@ -40,22 +44,27 @@ def quantize_block(
     call: BlockCall,
     graph: BlockGraph,
     source: Activations,
-    methods: Mapping[str, Method | None],
+    assignment: Assignment,
     pool: Workers,
     allow_unseen: bool,
     fisher: Mapping[str, Tensor] | None = None,
 ) -> list[Quantized]:
-    """Every linear of the block at `prefix`, in execution order; afterwards the block holds the dequantized weights.
+    """Every linear of the block at `prefix`, in execution order; afterwards the block holds the dequantized weights, and a
+    linear with quantized activations reads its input as the quantized layer will (until `call.detach()`).
 
-    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors. `fisher` has
-    the squared gradients float32 [N, K] of linears, by full name, for methods that read them.
+    Groups are taken one after the other ("true sequential"): each sees inputs made by quantized predecessors, and is fitted
+    to its own input as it is before quantization. `fisher` has the squared gradients float32 [N, K] of linears, by full
+    name, for methods that read them.
 
     Raises:
         CalibrationError: an expert no calibration token reached, unless `allow_unseen`.
     """
     done: list[Quantized] = []
+    methods, inputs = assignment.methods, assignment.activations
     for stage in stages(graph):
-        needs = frozenset().union(*(m.needs for g in stage for n in g.linears if (m := methods.get(f"{prefix}.{n}"))))
+        names = [f"{prefix}.{name}" for group in stage for name in group.linears]
+        wanting = [found for name in names for found in (methods.get(name), inputs.get(name)) if found is not None]
+        needs = frozenset().union(*(found.needs for found in wanting))
         first = [group.linears[0] for group in stage]
         weights = first_token_weights(prefix, call, source, stage, methods)
         statistics = (
@@ -68,11 +77,37 @@ def quantize_block(
             group: InputGroup, statistics: Mapping[str, InputStats] = statistics, rows_pool: Workers | None = rows_pool
         ) -> list[Quantized]:
             stats = statistics[group.linears[0]]
-            return _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool, fisher or {})
+            found = _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool, fisher or {})
+            return [_with_inputs(item, inputs.get(item.name), stats) for item in found]
 
         groups = map(quantize_group, stage) if rows_pool else pool.map(quantize_group, stage)
-        done += [found for group in groups for found in group]
+        finished = [found for group in groups for found in group]
+        for item in finished:
+            if "activations" in item.form:
+                call.attach(item.name.removeprefix(f"{prefix}."), _reader(item))
+        done += finished
     return done
+
+
+def _with_inputs(item: Quantized, method: ActivationMethod | None, stats: InputStats) -> Quantized:
+    """`item` with the scheme of its input, the scheme's tensors and what the ledger says of both."""
+    if method is None:
+        return item
+    form = item.form | {"activations": method.spec().form()}
+    tensors = item.tensors | method.tensors(replace(stats, name=item.name), form["shape"][1])
+    return Quantized(item.name, form, tensors, reworded(item.row, form, tensors, kernel_name(form, 1)))
+
+
+def _reader(item: Quantized) -> Callable[[Tensor], Tensor]:
+    """What a quantized layer reads of its input: float32 [..., K] -> [..., K]."""
+    spec, bypass = restore_activations(item.form), bypassed(load_terms(item.form, item.tensors))
+    assert spec is not None
+
+    def read(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return dequantized(rows, lambda rows: spec.encode(rows, item.tensors, bypass), bypass).view(x.shape)
+
+    return read
 
 
 def first_token_weights(

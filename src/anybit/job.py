@@ -18,7 +18,7 @@ from anybit.formats.terms import bits_per_weight, stored_bits
 from anybit.memory import rss_bytes
 from anybit.models.source import ModelSource, open_model
 from anybit.models.structure import Structure, find_structure
-from anybit.recipe import Assignment, Recipe, assign, load_recipe
+from anybit.recipe import Assignment, Recipe, assign, load_recipe, planned_form
 
 GATE_ROWS = 8  # linears with fewer outputs are gates (Qwen-MoE's shared expert): nothing to gain, much to lose
 FLOAT = 4
@@ -112,7 +112,9 @@ def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
     assignment = assign(chosen, linears, structure.embedding, structure.head, structure.tied)
     shapes = {name: skeleton.get_parameter(f"{name}.weight").shape for name in assignment.methods}
     forms = {
-        name: method.plan((shapes[name][0], shapes[name][1])) for name, method in assignment.methods.items() if method
+        name: planned_form(assignment, name, (shapes[name][0], shapes[name][1]))
+        for name, method in assignment.methods.items()
+        if method
     }
     return Job(source, skeleton, structure, chosen, assignment, forms)
 

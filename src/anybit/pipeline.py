@@ -110,13 +110,14 @@ def step(run: Run, index: int, name: str) -> None:
     graph = trace_block(block, source.read(0), call.arguments)
     for method in run.job.assignment.transforms:
         scale_block(call, graph, source, method, run.pool)
-    methods, fisher = run.job.assignment.methods, run.fisher(index)
-    done = quantize_block(name, call, graph, source, methods, run.pool, run.allow_unseen, fisher)
-    done = run.compensate(name, call, source, done)
+    original = run.original(block)
+    done = quantize_block(name, call, graph, source, run.job.assignment, run.pool, run.allow_unseen, run.fisher(index))
+    done = run.compensate(name, call, source, original, done)
     propagate(call, source, target, run.pool)
     run.held_out.quantized_passes(index, block, name, done)
     propagate(BlockCall(block, run.entry.arguments(run.canary)[index]), canary, canary_target, run.pool)
     run.commit(index + 1, done, [name])
+    call.detach()
     release(block)
 
 

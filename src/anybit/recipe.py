@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anybit.errors import RecipeError, nearest
+from anybit.formats.form import Form
+from anybit.methods.activations import ActivationMethod, FloatInputs, IntInputs
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
@@ -42,9 +44,10 @@ METHODS: dict[str, type[Method]] = {
 }
 TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
+ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
-StageName = Literal["transform", "weights", "compensate", "embeddings"]
+StageName = Literal["transform", "weights", "activations", "compensate", "embeddings"]
 
 
 class Entry(BaseModel):
@@ -72,12 +75,13 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class Assignment:
-    """What will happen to a model: transforms and compensations for every block, and a method (None: keep float) per module
-    name."""
+    """What will happen to a model: transforms and compensations for every block, a method (None: keep float) per module name, and
+    a quantizer of its input for every linear that has one."""
 
     transforms: tuple[AWQScale, ...]
     methods: Mapping[str, Method | None]
     compensations: tuple[TuneTables, ...] = ()
+    activations: Mapping[str, ActivationMethod] = field(default_factory=dict)
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -123,21 +127,14 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     problems: list[str] = []
     transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
     tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
-    methods: dict[str, Method | None] = {}
     ends = [embedding] if tied else [embedding, head]
     words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
-    for stage, names in (("weights", list(linears)), ("embeddings", ends)):
-        own = set(names)
-        for entry in recipe.stages.get(stage, []):  # type: ignore[call-overload]
-            method = None if entry.name == KEEP else _build(entry, METHODS, stage, problems)
-            for target in entry.targets:
-                chosen = words[target] if target in words else fnmatch.filter(names, target)
-                matched = [name for name in chosen if name in own]
-                if not matched:
-                    known = [*(word for word in WORDS if own.intersection(words[word])), *names]
-                    problems.append(f"{stage}: target '{target}' matches nothing{nearest(target, known[:400])}")
-                for name in matched:
-                    methods.setdefault(name, method)
+    methods: dict[str, Method | None] = _matched(recipe, "weights", list(linears), METHODS, words, problems)
+    methods |= _matched(recipe, "embeddings", ends, METHODS, words, problems)
+    inputs = _matched(recipe, "activations", list(linears), ACTIVATIONS, words, problems)
+    lost = [name for name in inputs if name in methods and methods[name] is None and inputs[name]]
+    if lost:
+        problems.append(f"activations: {lost[0]} keeps float weights, so its input cannot be quantized; leave it out")
     missing = [name for name in linears if name not in methods]
     if missing:
         problems.append(
@@ -147,7 +144,40 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
     if problems:
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
-    return Assignment(tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings))
+    inputs = {name: found for name, found in inputs.items() if found}
+    return Assignment(
+        tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings), inputs
+    )
+
+
+def planned_form(assignment: Assignment, name: str, shape: tuple[int, int]) -> Form:
+    """The form that the tensor `name` of `shape` (N, K) will have, known before any work; it has a method."""
+    method, inputs = assignment.methods[name], assignment.activations.get(name)
+    assert method is not None
+    return method.plan(shape) | ({} if inputs is None else {"activations": inputs.spec().form()})
+
+
+def _matched(
+    recipe: Recipe,
+    stage: StageName,
+    names: list[str],
+    table: Mapping[str, Any],
+    words: Mapping[str, list[str]],
+    problems: list[str],
+) -> dict[str, Any]:
+    """What the entries of `stage` say of `names`: the first that matches has it, None keeps float."""
+    found: dict[str, Any] = {}
+    for entry in recipe.stages.get(stage, []):
+        method = None if entry.name == KEEP else _build(entry, table, stage, problems)
+        for target in entry.targets:
+            chosen = words[target] if target in words else fnmatch.filter(names, target)
+            matched = [name for name in chosen if name in names]
+            if not matched:
+                known = [*(word for word in WORDS if set(names).intersection(words[word])), *names]
+                problems.append(f"{stage}: target '{target}' matches nothing{nearest(target, known[:400])}")
+            for name in matched:
+                found.setdefault(name, method)
+    return found
 
 
 def _build(entry: Entry, table: Mapping[str, Any], stage: str, problems: list[str]) -> Any:

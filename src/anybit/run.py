@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from anybit.blocks import Quantized, quantize_table
 from anybit.calibration.activations import Activations
@@ -21,6 +21,7 @@ from anybit.checkpoint.partial import Partial, write_shard
 from anybit.held_out import HeldOut
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
+from anybit.models.source import release
 from anybit.tune_block import tune_block
 
 CANARY_TOKENS = 16
@@ -94,15 +95,19 @@ class Run:
         path = self.partial.state / f"fisher-{index}.safetensors"
         return load_file(path) if path.is_file() else {}
 
-    def compensate(self, name: str, call: BlockCall, source: Activations, done: list[Quantized]) -> list[Quantized]:
+    def original(self, block: nn.Module) -> nn.Module | None:
+        """A copy of a block as it is before it is quantized, if the recipe's compensations will want one."""
+        return copy.deepcopy(block) if self.job.assignment.compensations else None
+
+    def compensate(
+        self, name: str, call: BlockCall, source: Activations, original: nn.Module | None, done: list[Quantized]
+    ) -> list[Quantized]:
         """`done` after the recipe's compensations of block `name`, judged by the float block on the same inputs."""
-        if not self.job.assignment.compensations or not done:
+        if original is None or not done:
             return done
-        original = copy.deepcopy(call.block)
-        self.job.source.load_into(original, name)
         targets = Activations(self.partial.state / "targets", source.samples, *source.shape)
         propagate(BlockCall(original, call.arguments, call.in_flight), source, targets, self.pool)
-        del original
+        release(original)
         for method in self.job.assignment.compensations:
             done = tune_block(name, call, source, targets, method, done, self.pool)
         targets.path.unlink()

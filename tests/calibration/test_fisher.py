@@ -18,6 +18,7 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.base import InputStats
 from anybit.models.graph import block_inputs, trace_block
 from anybit.models.normalize import normalize
+from anybit.recipe import Assignment
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
 
@@ -59,7 +60,9 @@ def test_linears_that_share_an_input_get_their_own_gradients(tmp_path):
     gradients = {name: torch.rand(weight.shape, generator=generator) ** 4 for name, weight in weights.items()}
     methods = dict.fromkeys(weights, method)
     with workers(1) as pool:
-        done = quantize_block("m", BlockCall(block, kwargs), graph, source, methods, pool, False, gradients)
+        done = quantize_block(
+            "m", BlockCall(block, kwargs), graph, source, Assignment((), methods), pool, False, gradients
+        )
     for item in done:
         alone = method.quantize(weights[item.name], InputStats(fisher=gradients[item.name]))
         assert torch.equal(dense(load_terms(item.form, item.tensors)), dense(alone)), item.name

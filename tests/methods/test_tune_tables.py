@@ -23,6 +23,7 @@ from anybit.methods.tune_tables import Tunable, TuneTables, finest_steps, tunabl
 from anybit.models.graph import block_inputs, trace_block
 from anybit.models.normalize import normalize
 from anybit.models.structure import find_structure
+from anybit.recipe import Assignment
 from anybit.tune_block import tune_block
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
@@ -86,7 +87,7 @@ def quantized_block(tmp_path, method, skip=()):
     methods = {f"m.0.{n}": RTN(bits=4) if n in skip else method for n in graph.linears}
     with workers(1) as pool:
         propagate(call, source, targets, pool)
-        done = quantize_block("m.0", call, graph, source, methods, pool, False)
+        done = quantize_block("m.0", call, graph, source, Assignment((), methods), pool, False)
     return call, source, targets, done
 
 

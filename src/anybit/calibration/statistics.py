@@ -7,13 +7,14 @@ Deterministic for any number of threads: each calibration sample runs as one tas
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from anybit.calibration.activations import Activations
 from anybit.calibration.parallel import Workers
@@ -31,6 +32,17 @@ class BlockCall:
     block: nn.Module
     arguments: dict[str, Any]
     in_flight: int = 4
+    hooks: list[RemovableHandle] = field(default_factory=list)
+
+    def attach(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        """From now on the linear `name` of the block reads `function` of its input; statistics taken later see that too."""
+        linear = self.block.get_submodule(name)
+        self.hooks.append(linear.register_forward_pre_hook(lambda _, args: (function(args[0]), *args[1:])))
+
+    def detach(self) -> None:
+        """Take back every `attach`."""
+        while self.hooks:
+            self.hooks.pop().remove()
 
     def run(self, hidden: Tensor) -> Tensor:
         """Hidden states [1, T, H] to hidden states [1, T, H]."""
@@ -52,7 +64,7 @@ def collect(
     """Statistics of the input of each named linear over every sample of `source`.
 
     `linears` holds one name per distinct input, in execution order; `needs` is a subset of {"hessian", "inputs",
-    "mean_abs"}.
+    "mean_abs", "max_abs"}.
     `first_token` says, by linear, as how many tokens the first of each sample counts in the Hessian (default 1).
     A linear that no token reached gets `tokens == 0`.
     """
@@ -81,6 +93,7 @@ class _Sum:
         self.tokens, self.first_token, self.counted = 0, first_token, 0.0
         self.hessian = torch.zeros(columns, columns) if "hessian" in needs else None
         self.absolute = torch.zeros(columns) if "mean_abs" in needs else None
+        self.largest: list[Tensor] | None = [] if "max_abs" in needs else None
         self.rows: list[Tensor] = []
         self._keep = -(-SAMPLED_ROWS // samples) if "inputs" in needs else 0
 
@@ -101,6 +114,8 @@ class _Sum:
         if self.absolute is not None:
             for x in inputs:
                 self.absolute += x.abs().sum(0)
+        if self.largest is not None:
+            self.largest += [x.abs().amax(0) for x in inputs if len(x)]
         if self._keep:
             self.rows += [x[torch.linspace(0, len(x) - 1, min(self._keep, len(x))).long()] for x in inputs if len(x)]
 
@@ -108,7 +123,11 @@ class _Sum:
         """The statistics over everything added."""
         hessian = None if self.hessian is None else self.hessian.mul_(2 / max(self.counted, 1))
         absolute = None if self.absolute is None else self.absolute / max(self.tokens, 1)
-        return InputStats(self.tokens, hessian, torch.cat(self.rows) if self.rows else None, absolute)
+        rows, largest = (
+            (torch.cat(self.rows) if self.rows else None),
+            (torch.stack(self.largest) if self.largest else None),
+        )
+        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest)
 
 
 @contextmanager

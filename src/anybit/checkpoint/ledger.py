@@ -103,7 +103,16 @@ def form_word(form: Form) -> str:
             words.append(f"{part['kind']}{part['bits']}{group}{sign}")
         else:
             words.append(f"{part['term']}{part.get('count', part.get('rank'))}")
-    return "+".join(words)
+    return "+".join(words) + activation_word(form)
+
+
+def activation_word(form: Form) -> str:
+    """What the layer makes of its input: `@int8`, `@int6g128`, `@e4m3`; empty where activations stay float."""
+    spec = form.get("activations")
+    if spec is None:
+        return ""
+    group = f"g{spec['group_size']}" if spec.get("granularity") == "group" else ""
+    return f"@{spec.get('type') or spec['kind'] + str(spec['bits'])}{group}{'static' if spec.get('static') else ''}"
 
 
 def row(name: str, planned: str, form: Form, tensors: dict[str, Tensor], **facts: Any) -> Row:
@@ -136,12 +145,27 @@ def row(name: str, planned: str, form: Form, tensors: dict[str, Tensor], **facts
     )
 
 
+def reworded(row: Row, form: Form, tensors: dict[str, Tensor], kernel: str) -> Row:
+    """`row` after its activations were decided: form words, hashes, size and kernel anew.
+
+    Raises:
+        PromiseError: NaN, infinity or zero among the scales.
+    """
+    check_numbers(row.name, tensors)
+    bits, shape = stored_bits(form), form["shape"]
+    word = activation_word(form)
+    sizes = {"bits_per_weight": bits / (shape[0] * shape[1]), "stored_bytes": bits // 8}
+    hashes = {key: tensor_sha256(tensor) for key, tensor in tensors.items()}
+    words = {"planned": row.planned + word, "actual": row.actual + word, "kernel": kernel, "sha256": hashes}
+    return row.model_copy(update=words | sizes)
+
+
 def check_numbers(name: str, tensors: dict[str, Tensor]) -> None:
     """Raise PromiseError when a float tensor holds NaN or infinity, or a scale is zero."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise PromiseError(f"{name}.{key} holds NaN or infinity")
-        if key.startswith("scale") and bool((tensor == 0).any()):
+        if key.startswith(("scale", "input_scale")) and bool((tensor == 0).any()):
             raise PromiseError(f"{name}.{key} holds a zero scale")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
+from anybit.formats.activation import restore_activations
 from anybit.formats.affine import Affine
 from anybit.formats.binary_coded import BinaryCoded
 from anybit.formats.bipolar import Bipolar
@@ -159,7 +160,8 @@ def tensor_specs(form: Form) -> dict[str, Spec]:
         else:
             specs["low_rank_u"] = ((rows, part["rank"]), torch.float16)
             specs["low_rank_v"] = ((part["rank"], columns), torch.float16)
-    return specs
+    activations = restore_activations(form)
+    return specs if activations is None else specs | activations.specs(form["shape"][1])
 
 
 def load_terms(form: Form, tensors: Mapping[str, Tensor]) -> list[Term]:

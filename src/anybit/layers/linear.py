@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from anybit.formats.activation import ActivationSpec, Codes, IntActivations, restore_activations
 from anybit.formats.decoder import Form
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
+from anybit.kernels import native
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
 from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
+from anybit.layers import integer
 from anybit.layers.precision import Precision, width_read
 
 Product = Callable[[Tensor], Tensor]
@@ -33,7 +36,7 @@ class Terms(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False))
         self.precision: Precision | None = None
         self._cached: list[Term] | None = None
-        self._products: dict[int | None, list[Product]] = {}
+        self._products: dict[int | None, Product] = {}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Put real tensors in place of the empty ones; shapes and dtypes are checked when `terms()` is next asked."""
@@ -74,19 +77,33 @@ class Terms(nn.Module):
         Nested terms are read at the precision of the model. A compiled graph holds one precision and guards it: it is traced
         anew for another one, and found again afterwards.
         """
-        first, *rest = self._ready()
-        total = first(x)
-        for apply in rest:
-            total = total + apply(x)
-        return total
-
-    def _ready(self) -> list[Product]:
         bits = None if self.precision is None else self.precision.bits
         if torch.compiler.is_compiling():
-            return [product(term, bits) for term in self.terms()]
+            return self._product(bits)(x)
         if bits not in self._products:
-            self._products[bits] = [product(term, bits) for term in self.terms()]
-        return self._products[bits]
+            self._products[bits] = self._product(bits)
+        return self._products[bits](x)
+
+    def _product(self, bits: int | None) -> Product:
+        spec = restore_activations(self.form)
+        if spec is not None:
+            return quantized_product(
+                self.terms(), spec, {name: self.get_parameter(name).data for name in self._static()}, bits
+            )
+        first, *rest = [product(term, bits) for term in self.terms()]
+
+        def apply(x: Tensor) -> Tensor:
+            total = first(x)
+            for each in rest:
+                total = total + each(x)
+            return total
+
+        return apply
+
+    def _static(self) -> list[str]:
+        """Names of the tensors of the activation scheme."""
+        spec = restore_activations(self.form)
+        return [] if spec is None else list(spec.specs(self.in_features))
 
     def _forget(self) -> None:
         self._cached, self._products = None, {}
@@ -133,6 +150,22 @@ def product(term: Term, bits: int | None = None) -> Product:
     return kernel if stop - start == term.shape[1] else lambda x: kernel(x[..., start:stop])
 
 
+def quantized_product(
+    terms: Sequence[Term], spec: ActivationSpec, tensors: Mapping[str, Tensor], bits: int | None = None
+) -> Product:
+    """The map x float [..., K] -> [..., N] of a layer whose activations are quantized by `spec` with its static `tensors`: on the
+    integer kernel where that can (`integer.refusal`), else in float on dequantized numbers."""
+
+    def encode(x: Tensor) -> Codes:
+        return spec.encode(x, tensors, integer.bypassed(terms))
+
+    if torch.compiler.is_compiling() or integer.refusal(terms, spec):
+        apply: Product = integer.fake(terms, encode, bits)
+    else:
+        apply = integer.IntegerProduct(terms, spec, encode)
+    return lambda x: apply(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
+
+
 def _kernel(term: CodeTerm, width: int) -> Product | None:
     """The product with columns [start, stop) of x alone, read at `width` bits; None for decoders that no kernel reads."""
     columns = term.columns[1] - term.columns[0]
@@ -153,9 +186,15 @@ def _dual_grained(term: CodeTerm, decoder: DualGrained, columns: int) -> Product
 _KERNEL_KINDS = dict.fromkeys(("affine", "dual_grained"), "affine")
 _KERNEL_KINDS |= {kind: kind for kind in ("bipolar", "binary_coded", "codebook")} | {"nested_affine": "fractional"}
 
+_INTEGER_KINDS = ("affine", "bipolar", "dual_grained")
+
 
 def kernel_name(form: Form, tokens: int) -> str:
     """Which implementation `Terms.multiply` uses here for a form and number of tokens; for the ledger and `inspect`."""
+    spec, codes = restore_activations(form), [part for part in form["terms"] if part["term"] == "code"]
+    if spec is not None:
+        exact = isinstance(spec, IntActivations) and len(codes) == 1 and codes[0]["kind"] in _INTEGER_KINDS
+        return "linear_w_a8" if exact and not native.refusal() else "reference"
     kinds = {_KERNEL_KINDS.get(part.get("kind", part["term"])) for part in form["terms"]}
     names = {linear_w_a16.choose(tokens, kind=kind) if kind else "reference" for kind in kinds}
     return names.pop() if len(names) == 1 else "reference"

@@ -21,6 +21,7 @@ class InputStats:
         hessian: float32 [K, K] = 2/T * X^T X, or None.
         inputs: float32 [S, K], an even sample of the rows of X, or None.
         mean_abs: float32 [K], mean |x| of every input channel, or None.
+        sample_max: float32 [samples, K], max |x| of every calibration sample and input channel, or None.
         name: the linear's module name, for messages and for methods that treat some layers apart.
         fisher: float32 [N, K], sum over calibration sequences of the squared gradient of the loss, or None.
     """
@@ -31,6 +32,12 @@ class InputStats:
     mean_abs: Tensor | None = None
     name: str = ""
     fisher: Tensor | None = None
+    sample_max: Tensor | None = None
+
+    @property
+    def max_abs(self) -> Tensor | None:
+        """float32 [K], max |x| of every input channel, or None."""
+        return None if self.sample_max is None else self.sample_max.amax(0)
 
 
 class Method(BaseModel):
@@ -38,7 +45,7 @@ class Method(BaseModel):
 
     Class attributes:
         name: the word used in recipes.
-        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs"}; empty means no calibration.
+        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs", "max_abs"}; empty means no calibration.
         rows_at_once: a slow, row-wise method is given so many rows at a time, on all cores; None: all rows, on one.
         rowwise: whether rows of a weight are quantized independently, so that linears sharing an input may be stacked.
     """
