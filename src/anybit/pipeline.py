@@ -16,7 +16,6 @@ from anybit.calibration.parallel import workers
 from anybit.calibration.progress import Progress, silent
 from anybit.calibration.statistics import BlockCall, propagate
 from anybit.calibration.tokens import data_identity
-from anybit.checkpoint.canary import CANARY, write_canary
 from anybit.checkpoint.finish import finish_directory
 from anybit.checkpoint.ledger import LEDGER, Ledger
 from anybit.checkpoint.partial import Partial
@@ -92,10 +91,10 @@ def enter(run: Run, done: dict[str, Any]) -> None:
     if done:
         run.resume(done)
         return
-    hidden, canary = run.activations(0)
+    hidden, _ = run.activations(0)
     for sample, ids in enumerate(run.tokens):
         hidden.write(sample, run.entry.hidden(ids))
-    canary.write(0, run.entry.hidden(run.canary))
+    run.start_canary()
     run.held_out.enter()
     run.commit(0, table, [structure.embedding, *structure.pre])
 
@@ -129,8 +128,7 @@ def leave(run: Run) -> dict[str, Any]:
         run.job.source.load_into(model.get_submodule(name), name)
     head = [] if structure.tied else run.table(structure.head)
     run.store(run.shards, head, ends if structure.tied else [*ends, structure.head])
-    _, canary = run.activations(len(structure.blocks))
-    write_canary(run.partial.root / CANARY, run.canary, run.entry.logits(run.canary, canary.read(0))[-1])
+    run.finish_canary()
     return run.held_out.report(len(structure.blocks))
 
 

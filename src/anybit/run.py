@@ -14,6 +14,7 @@ from anybit.calibration.entry import Entry
 from anybit.calibration.fisher import write_fisher
 from anybit.calibration.parallel import Workers
 from anybit.calibration.statistics import BlockCall, propagate
+from anybit.checkpoint.canary import CANARY, echoes, write_canary
 from anybit.checkpoint.finish import float_tensors
 from anybit.checkpoint.layout import shard_name
 from anybit.checkpoint.ledger import Row
@@ -25,6 +26,7 @@ from anybit.models.source import release
 from anybit.tune_block import tune_block
 
 CANARY_TOKENS = 16
+ECHOES = 8
 
 
 class Run:
@@ -69,13 +71,27 @@ class Run:
         return [found]
 
     def activations(self, index: int) -> tuple[Activations, Activations]:
-        """Hidden states that enter block `index`: of the calibration samples, and of the canary."""
+        """Hidden states that enter block `index`: of the calibration samples, and of the canary (with its echoes)."""
         width, state = self.job.structure.geometry.hidden, self.partial.state
         count, length = self.tokens.shape
+        echoed = ECHOES if self.job.assignment.activations else 0
         return (
             Activations(state / f"hidden-{index}", count, length, width),
-            Activations(state / f"canary-{index}", 1, len(self.canary), width),
+            Activations(state / f"canary-{index}", 1 + echoed, len(self.canary), width),
         )
+
+    def start_canary(self) -> None:
+        """What enters the first block for the canary's tokens, and its echoes."""
+        _, canary = self.activations(0)
+        first = self.entry.hidden(self.canary)
+        for number, states in enumerate([first, *echoes(first, canary.samples - 1)]):
+            canary.write(number, states)
+
+    def finish_canary(self) -> None:
+        """Ask the canary after the last block and store what it says."""
+        _, canary = self.activations(len(self.job.structure.blocks))
+        answer, *echoed = [self.entry.logits(self.canary, canary.read(i))[-1] for i in range(canary.samples)]
+        write_canary(self.partial.root / CANARY, self.canary, answer, echoed)
 
     def gradients(self) -> None:
         """Put the squared gradients of the float model on disk, one file a block, if a method wants them and they are not

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from anybit.checkpoint.canary import TOLERANCE, TOP, check_canary, write_canary
+from anybit.checkpoint.canary import CANARY, TOLERANCE, TOP, check_canary, echoes, write_canary
 from anybit.errors import FormatError, PromiseError
 
 IDS = torch.tensor([5, 2, 9])
@@ -79,3 +79,25 @@ def test_a_canary_that_cannot_be_read(tmp_path, logits):
     path.unlink()
     with pytest.raises(FormatError, match="missing or damaged"):
         check_canary(tmp_path, Model(logits))
+
+
+def test_echoes_widen_what_is_allowed_by_what_they_show(tmp_path):
+    logits = torch.linspace(-3, 3, 40)
+    echo = logits.clone()
+    echo[-1] += 0.25
+    write_canary(tmp_path / CANARY, IDS, logits, [logits, echo])
+    near, far = logits.clone(), logits.clone()
+    near[-1] += 0.4  # within twice the echo
+    far[-1] += 0.6
+    assert check_canary(tmp_path, Model(near)) > TOLERANCE[torch.float32]
+    with pytest.raises(PromiseError, match="does not answer"):
+        check_canary(tmp_path, Model(far))
+
+
+def test_echoes_are_rounding_sized_noise_and_the_same_every_time():
+    states = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(0))
+    found = echoes(states, 3)
+    assert len({tuple(echo.flatten().tolist()) for echo in found}) == 3
+    for echo, again in zip(found, echoes(states, 3), strict=True):
+        assert torch.equal(echo, again)
+        assert 0 < float((echo / states - 1).abs().max()) < 1e-5

@@ -6,6 +6,7 @@ Hashes prove the bytes; the canary proves the whole way from bytes to logits on 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,33 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 dtype."""
 
 
-def write_canary(path: Path, ids: Tensor, logits: Tensor) -> None:
-    """Store token ids [T] with the `TOP` largest logits of the last position and the spread of all of them; logits
-    [V]."""
+NOISE = 1e-6
+"""Relative change of the first hidden states that makes an echo: the size of float32 rounding."""
+MARGIN = 2.0
+
+
+def echoes(hidden: Tensor, count: int) -> list[Tensor]:
+    """`hidden` float32 (any shape) with `NOISE` on it, `count` times. Where activations are quantized, another order of the same
+    float additions moves values across rounding borders, and logits by far more than rounding: echoes measure by how much."""
+    draw = torch.Generator().manual_seed(0)
+    return [hidden * (1 + NOISE * torch.randn(hidden.shape, generator=draw)) for _ in range(count)]
+
+
+def write_canary(path: Path, ids: Tensor, logits: Tensor, echoed: Sequence[Tensor] = ()) -> None:
+    """Store token ids [T] with the `TOP` largest logits of the last position and the spread of all of them; logits [V].
+
+    `echoed` are the logits [V] of `echoes`: `MARGIN` times the largest difference they show is stored as allowed.
+    """
     top = logits.float().topk(min(TOP, logits.numel()))
+    moved = max((float((echo - logits)[top.indices].abs().max()) for echo in echoed), default=0.0)
     record = {
         "ids": ids.tolist(),
         "top_ids": top.indices.tolist(),
         "top_logits": top.values.tolist(),
         "spread": float(logits.float().std()),
     }
+    if echoed:
+        record["allowed"] = MARGIN * moved / max(float(logits.float().std()), 1e-30)
     write_json(path, record)
 
 
@@ -47,16 +65,17 @@ def check_canary(directory: Path, model: nn.Module) -> float:
         record: dict[str, Any] = json.loads(path.read_text())
         ids, top_ids = torch.tensor([record["ids"]]), torch.tensor(record["top_ids"])
         expected, spread = torch.tensor(record["top_logits"]), float(record["spread"])
+        echoed = float(record.get("allowed", 0.0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is missing or damaged ({error}); restore it or quantize again") from None
     dtype, device = next((p.dtype, p.device) for p in model.parameters() if p.is_floating_point() and p.dim() == 1)
     with torch.inference_mode():
         logits = model(input_ids=ids.to(device)).logits[0, -1].float().cpu()
     difference = float((logits[top_ids] - expected).abs().max() / max(spread, 1e-30))
-    if not difference <= TOLERANCE.get(dtype, 0.2):
+    allowed = max(TOLERANCE.get(dtype, 0.2), echoed)
+    if not difference <= allowed:
         raise PromiseError(
             f"{directory}: the loaded model does not answer as when it was written (canary logits off by "
-            f"{difference:.3g} of "
-            f"their spread, {TOLERANCE.get(dtype, 0.2)} allowed); run `anybit doctor`"
+            f"{difference:.3g} of their spread, {allowed:.3g} allowed); run `anybit doctor`"
         )
     return difference
