@@ -76,7 +76,7 @@ def constant(source: Path, prompts: list[str]) -> list[dict[str, Any]]:
             copied = Path(directory) / "copy"
             poisoned(source, copied, bits)
             ours, other = (tokens_at(path, prompts, bits) for path in (source, copied))
-            control = next(width for width in reversed(widths) if width != bits)
+            control = min(width for width in widths if width != bits)
             moved = tokens_at(copied, prompts[:2], control) != tokens_at(source, prompts[:2], control)
         pairs = [pair for a, b in zip(ours, other, strict=True) for pair in itertools.zip_longest(a, b)]
         rows.append({"bits": bits, "tokens": len(pairs), "differing": sum(a != b for a, b in pairs)})

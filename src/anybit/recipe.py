@@ -24,12 +24,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anybit.errors import RecipeError, nearest
 from anybit.formats.form import Form
+from anybit.methods.abq import ABQ
 from anybit.methods.activations import ActivationMethod, FloatInputs, IntInputs
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
+from anybit.methods.grid import AffineGrid
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
@@ -44,10 +46,11 @@ METHODS: dict[str, type[Method]] = {
 }
 TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
+LEARNERS: dict[str, type[ABQ]] = {"abq": ABQ}
 ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
-StageName = Literal["transform", "weights", "activations", "compensate", "embeddings"]
+StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings"]
 
 
 class Entry(BaseModel):
@@ -82,6 +85,7 @@ class Assignment:
     methods: Mapping[str, Method | None]
     compensations: tuple[TuneTables, ...] = ()
     activations: Mapping[str, ActivationMethod] = field(default_factory=dict)
+    learners: tuple[ABQ, ...] = ()
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -127,6 +131,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     problems: list[str] = []
     transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
     tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
+    learners = [_build(entry, LEARNERS, "learn", problems) for entry in recipe.stages.get("learn", [])]
     ends = [embedding] if tied else [embedding, head]
     words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
     methods: dict[str, Method | None] = _matched(recipe, "weights", list(linears), METHODS, words, problems)
@@ -142,12 +147,13 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         )
     if transforms and any(method is not None and method.gradients for method in methods.values()):
         problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
+    if learners and any(m is not None and not isinstance(m, AffineGrid) for n, m in methods.items() if n in linears):
+        problems.append("learn: 'abq' learns for affine grids; use rtn or gptq for weights")
     if problems:
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
     inputs = {name: found for name, found in inputs.items() if found}
-    return Assignment(
-        tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings), inputs
-    )
+    every = {name: methods.get(name) for name in [*linears, *ends]}
+    return Assignment(tuple(transforms), every, tuple(tunings), inputs, tuple(learners))
 
 
 def planned_form(assignment: Assignment, name: str, shape: tuple[int, int]) -> Form:
