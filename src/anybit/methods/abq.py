@@ -144,6 +144,8 @@ def fake_round(weight: Tensor, low: Tensor, high: Tensor, grid: AffineGrid, size
     """weight [N, K] on the min-max grid of [low, high] [N, G], in groups of `size` columns, as `Affine` would round it."""
     steps, columns = grid.steps, weight.shape[1]
     if grid.symmetric:
+        # A symmetric grid has no code for its own largest value, so what is clamped there matters to where it lands.
+        weight = torch.clamp(weight, *(per_column(end, columns, size) for end in (low, high)))
         reach = torch.maximum(-low, high).clamp_min(1e-8)
         scale, zero = half(2 * reach / steps), torch.full_like(reach, float(2 ** (grid.bits - 1)))
     else:
