@@ -7,7 +7,7 @@ import pytest
 from anybit.errors import RecipeError
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
-from anybit.methods.awq import AWQ, AWQScale
+from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
 from anybit.methods.rtn import RTN
@@ -23,6 +23,7 @@ from anybit.recipe import (
     load_recipe,
     show_recipe,
 )
+from anybit.transforms.awq_scale import AWQScale
 
 LINEARS = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "o_proj", "down_proj")]
 NAMES = [recipe["name"] for recipe in list_recipes()]

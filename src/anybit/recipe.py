@@ -24,15 +24,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anybit.errors import RecipeError, nearest
 from anybit.formats.form import Form
+from anybit.layers.inputs import Op
 from anybit.methods.activations import ActivationMethod, FloatInputs, IntInputs
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
-from anybit.methods.awq import AWQ, AWQScale
+from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
+from anybit.transforms.awq_scale import AWQScale
+from anybit.transforms.base import Transform
+from anybit.transforms.hadamard import Hadamard
+from anybit.transforms.reorder import Reorder
+from anybit.transforms.rotate import Rotate
+from anybit.transforms.shift import Shift
+from anybit.transforms.smooth import Smooth
+from anybit.transforms.smooth_attention import SmoothAttention
 
 METHODS: dict[str, type[Method]] = {
     "rtn": RTN,
@@ -42,7 +51,15 @@ METHODS: dict[str, type[Method]] = {
     "anybcq": AnyBCQ,
     "nested": Nested,
 }
-TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
+TRANSFORMS: dict[str, type[Transform]] = {
+    "awq-scale": AWQScale,
+    "smooth": Smooth,
+    "hadamard": Hadamard,
+    "rotate": Rotate,
+    "reorder": Reorder,
+    "smooth-attention": SmoothAttention,
+    "shift": Shift,
+}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
 KEEP = "float"
@@ -78,10 +95,15 @@ class Assignment:
     """What will happen to a model: transforms and compensations for every block, a method (None: keep float) per module name, and
     a quantizer of its input for every linear that has one."""
 
-    transforms: tuple[AWQScale, ...]
+    transforms: tuple[Transform, ...]
     methods: Mapping[str, Method | None]
     compensations: tuple[TuneTables, ...] = ()
     activations: Mapping[str, ActivationMethod] = field(default_factory=dict)
+    linears: frozenset[str] = frozenset()
+
+    def ops(self, name: str, columns: int) -> list[Op]:
+        """What the layer `name` with so many inputs does to its input first; nothing but the blocks' linears has any."""
+        return [op for found in self.transforms for op in found.inputs(name, columns)] if name in self.linears else []
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -146,15 +168,31 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
     inputs = {name: found for name, found in inputs.items() if found}
     return Assignment(
-        tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings), inputs
+        tuple(transforms),
+        {name: methods.get(name) for name in [*linears, *ends]},
+        tuple(tunings),
+        inputs,
+        frozenset(linears),
     )
+
+
+def check_inputs(assignment: Assignment, columns: Mapping[str, int]) -> None:
+    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot do that; `columns`:
+    how many inputs every module has."""
+    for name, method in assignment.methods.items():
+        if method is None and (ops := assignment.ops(name, columns[name])):
+            raise RecipeError(
+                f"transform: {ops[0]['op']} changes the input of {name}, which keeps float weights; leave it out"
+            )
 
 
 def planned_form(assignment: Assignment, name: str, shape: tuple[int, int]) -> Form:
     """The form that the tensor `name` of `shape` (N, K) will have, known before any work; it has a method."""
     method, inputs = assignment.methods[name], assignment.activations.get(name)
     assert method is not None
-    return method.plan(shape) | ({} if inputs is None else {"activations": inputs.spec().form()})
+    ops = assignment.ops(name, shape[1])
+    form = method.plan(shape) | ({"inputs": ops} if ops else {})
+    return form | ({} if inputs is None else {"activations": inputs.spec().form()})
 
 
 def _matched(
