@@ -24,6 +24,7 @@ from anybit.recipe import (
     show_recipe,
 )
 from anybit.transforms.awq_scale import AWQScale
+from anybit.transforms.base import Transform
 
 LINEARS = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "o_proj", "down_proj")]
 NAMES = [recipe["name"] for recipe in list_recipes()]
@@ -252,6 +253,6 @@ def test_compensations_are_checked_like_everything_else():
 @pytest.mark.parametrize("name", sorted(METHODS | TRANSFORMS | COMPENSATIONS))
 def test_methods_go_by_their_own_name(name):
     method = (METHODS | TRANSFORMS | COMPENSATIONS)[name]
-    assert issubclass(method, Method)
+    assert issubclass(method, Method | Transform)
     assert method.name == name
     assert method.needs <= {"hessian", "inputs", "mean_abs"}

@@ -177,7 +177,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
 
 
 def check_inputs(assignment: Assignment, columns: Mapping[str, int]) -> None:
-    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot do that; `columns`:
+    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot; `columns`:
     how many inputs every module has."""
     for name, method in assignment.methods.items():
         if method is None and (ops := assignment.ops(name, columns[name])):
