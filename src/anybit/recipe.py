@@ -6,7 +6,7 @@
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
 
 `targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
-the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
+the first entry that matches a tensor has it (transforms go over whole blocks and have options of their own), and a target that matches nothing is an error. The method `float` keeps a
 tensor as it is.
 """
 
