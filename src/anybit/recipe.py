@@ -6,8 +6,8 @@
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
 
 `targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
-the first entry that matches a tensor has it (transforms go over whole blocks and have options of their own), and a target that matches nothing is an error. The method `float` keeps a
-tensor as it is.
+the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
+tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
 """
 
 from __future__ import annotations
@@ -162,6 +162,8 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append(
             f"weights: no entry covers {missing[0]} ({len(missing)} in all); add a target, or name: float to keep it"
         )
+    if any(isinstance(found, Rotate) for found in transforms[1:]):
+        problems.append("transform: rotate comes once and first, since the others measure the stream it turns")
     if transforms and any(method is not None and method.gradients for method in methods.values()):
         problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
     if problems:
@@ -177,8 +179,11 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
 
 
 def check_inputs(assignment: Assignment, columns: Mapping[str, int]) -> None:
-    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot; `columns`:
-    how many inputs every module has."""
+    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot, and for a
+    transform of inputs that chooses none; `columns`: how many inputs every module has."""
+    for found in assignment.transforms:
+        if isinstance(found, Hadamard) and not any(found.inputs(name, columns[name]) for name in assignment.linears):
+            raise RecipeError(f"transform: hadamard.linears {list(found.linears)} matches no linear of this model")
     for name, method in assignment.methods.items():
         if method is None and (ops := assignment.ops(name, columns[name])):
             raise RecipeError(
