@@ -19,7 +19,6 @@ from anybit.formats.decoder import Form
 from anybit.formats.terms import Term, dense, load_terms, precisions, row_slice, save_terms
 from anybit.layers.integer import bypassed, dequantized
 from anybit.layers.linear import kernel_name
-from anybit.methods.activations import ActivationMethod
 from anybit.methods.base import InputStats, Method, relative_output_error
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
@@ -78,7 +77,7 @@ def quantize_block(
         ) -> list[Quantized]:
             stats = statistics[group.linears[0]]
             found = _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool, fisher or {})
-            return [_with_inputs(item, inputs.get(item.name), stats) for item in found]
+            return [_with_inputs(item, assignment, stats) for item in found]
 
         groups = map(quantize_group, stage) if rows_pool else pool.map(quantize_group, stage)
         finished = [found for group in groups for found in group]
@@ -89,12 +88,16 @@ def quantize_block(
     return done
 
 
-def _with_inputs(item: Quantized, method: ActivationMethod | None, stats: InputStats) -> Quantized:
-    """`item` with the scheme of its input, the scheme's tensors and what the ledger says of both."""
-    if method is None:
+def _with_inputs(item: Quantized, assignment: Assignment, stats: InputStats) -> Quantized:
+    """`item` with the operations on its input, then the scheme of its input, the scheme's tensors and what the ledger says of
+    both."""
+    ops, method = assignment.ops(item.name, item.form["shape"][1]), assignment.activations.get(item.name)
+    if not ops and method is None:
         return item
-    form = item.form | {"activations": method.spec().form()}
-    tensors = item.tensors | method.tensors(replace(stats, name=item.name), form["shape"][1])
+    form, tensors = item.form | ({"inputs": ops} if ops else {}), item.tensors
+    if method is not None:
+        form = form | {"activations": method.spec().form()}
+        tensors = tensors | method.tensors(replace(stats, name=item.name), form["shape"][1])
     return Quantized(item.name, form, tensors, reworded(item.row, form, tensors, kernel_name(form, 1)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from anybit.formats.terms import bits_per_weight, stored_bits
 from anybit.memory import rss_bytes
 from anybit.models.source import ModelSource, open_model
 from anybit.models.structure import Structure, find_structure
-from anybit.recipe import Assignment, Recipe, assign, load_recipe, planned_form
+from anybit.recipe import Assignment, Recipe, assign, check_inputs, load_recipe, planned_form
+from anybit.transforms.rotate import Ends, Rotate, is_centred
 
 GATE_ROWS = 8  # linears with fewer outputs are gates (Qwen-MoE's shared expert): nothing to gain, much to lose
 FLOAT = 4
@@ -32,6 +33,7 @@ class Job:
     """A model opened, understood and matched with a recipe.
 
     `model` has no weights yet; `forms` holds the planned form of every tensor that will be quantized, by module name.
+    `rotation`: of the residual stream, if the recipe has one; `untied`: head and embedding shared a table in the source.
     """
 
     source: ModelSource
@@ -40,11 +42,17 @@ class Job:
     recipe: Recipe
     assignment: Assignment
     forms: dict[str, Form]
+    rotation: Ends | None = None
+    untied: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the tensors that stay float: the source's own, float32 where its config names none."""
         return self.source.config.dtype if isinstance(self.source.config.dtype, torch.dtype) else torch.float32
+
+    def changes(self) -> dict[str, Any]:
+        """What config.json says otherwise than the source's."""
+        return {"tie_word_embeddings": False} if self.untied else {}
 
     def gradients(self) -> dict[str, list[str]]:
         """By block, the linears whose method reads gradients; empty when none does."""
@@ -67,6 +75,8 @@ class Job:
         itemsize = self.dtype.itemsize
         kept = sum(p.numel() for name, p in owned.items() if name not in quantized) * itemsize
         size = kept + sum(stored_bits(form) for form in self.forms.values()) // 8
+        if self.untied:
+            weights -= owned[f"{self.structure.head}.weight"].numel()
         return {"size_bytes": size, "float_bytes": weights * itemsize, "bits_per_weight": 8 * size / weights}
 
     def peak_bytes(self, samples_in_flight: int, seq_len: int) -> int:
@@ -109,6 +119,9 @@ def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
         for name, module in skeleton.get_submodule(block).named_modules()
         if isinstance(module, nn.Linear) and module.out_features >= GATE_ROWS
     )
+    rotated, untied = any(entry.name == Rotate.name for entry in chosen.stages.get("transform", [])), False
+    if rotated and structure.tied:
+        structure, untied = untie(skeleton, structure), True
     assignment = assign(chosen, linears, structure.embedding, structure.head, structure.tied)
     shapes = {name: skeleton.get_parameter(f"{name}.weight").shape for name in assignment.methods}
     forms = {
@@ -116,7 +129,22 @@ def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
         for name, method in assignment.methods.items()
         if method
     }
-    return Job(source, skeleton, structure, chosen, assignment, forms)
+    check_inputs(assignment, {name: shape[1] for name, shape in shapes.items()})
+    rotation = _rotation(assignment, skeleton, structure) if rotated else None
+    return Job(source, skeleton, structure, chosen, assignment, forms, rotation, untied)
+
+
+def untie(model: nn.Module, structure: Structure) -> Structure:
+    """Give the head of a model without weights a table of its own."""
+    head = model.get_submodule(structure.head)
+    head.weight = nn.Parameter(torch.empty_like(head.get_parameter("weight")), requires_grad=False)
+    return replace(structure, tied=False)
+
+
+def _rotation(assignment: Assignment, model: nn.Module, structure: Structure) -> Ends:
+    rotate = next(found for found in assignment.transforms if isinstance(found, Rotate))
+    width = structure.geometry.hidden
+    return Ends(rotate.stream(width, is_centred(model, width)))
 
 
 def plan(

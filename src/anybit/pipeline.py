@@ -26,7 +26,6 @@ from anybit.memory import peak_rss_bytes
 from anybit.models.graph import trace_block
 from anybit.models.source import release
 from anybit.run import Run
-from anybit.transforms.awq_scale import scale_block
 
 
 def quantize(
@@ -78,7 +77,7 @@ def quantize(
                     step(run, index, name)
             progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
             account |= leave(run)
-        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows)
+        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows, job.changes())
     return summary(job, ledger, out, time.monotonic() - started)
 
 
@@ -87,6 +86,7 @@ def enter(run: Run, done: dict[str, Any]) -> None:
     structure, source = run.job.structure, run.job.source
     for name in structure.pre:
         source.load_into(run.job.model.get_submodule(name), name)
+    run.rotate_entry()
     table = run.table(structure.embedding)
     if done:
         run.resume(done)
@@ -100,11 +100,11 @@ def step(run: Run, index: int, name: str) -> None:
     (source, canary), (target, canary_target) = run.activations(index), run.activations(index + 1)
     block = run.job.model.get_submodule(name)
     run.job.source.load_into(block, name)
-    call = BlockCall(block, run.entry.arguments(run.tokens[0])[index], run.in_flight)
-    run.held_out.float_pass(index, block)
+    call = BlockCall(block, run.entry.arguments(run.tokens[0])[index], run.in_flight, prefix=name)
     graph = trace_block(block, source.read(0), call.arguments)
-    for method in run.job.assignment.transforms:
-        scale_block(call, graph, source, method, run.pool)
+    for transform in run.job.assignment.transforms:
+        transform.apply(call, graph, source, run.pool)
+    run.held_out.float_pass(index, block)
     original = run.original(block)
     run.learn(index, call, graph, original)
     done = quantize_block(name, call, graph, source, run.job.assignment, run.pool, run.allow_unseen, run.fisher(index))

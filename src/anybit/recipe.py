@@ -7,7 +7,7 @@
 
 `targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
 the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
-tensor as it is.
+tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,26 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anybit.errors import RecipeError, nearest
 from anybit.formats.form import Form
+from anybit.layers.inputs import Op
 from anybit.methods.abq import ABQ
 from anybit.methods.activations import ActivationMethod, FloatInputs, IntInputs
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
-from anybit.methods.awq import AWQ, AWQScale
+from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
 from anybit.methods.grid import AffineGrid
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
+from anybit.transforms.awq_scale import AWQScale
+from anybit.transforms.base import Transform
+from anybit.transforms.hadamard import Hadamard
+from anybit.transforms.reorder import Reorder
+from anybit.transforms.rotate import Rotate
+from anybit.transforms.shift import Shift
+from anybit.transforms.smooth import Smooth
+from anybit.transforms.smooth_attention import SmoothAttention
 
 METHODS: dict[str, type[Method]] = {
     "rtn": RTN,
@@ -44,7 +53,15 @@ METHODS: dict[str, type[Method]] = {
     "anybcq": AnyBCQ,
     "nested": Nested,
 }
-TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
+TRANSFORMS: dict[str, type[Transform]] = {
+    "awq-scale": AWQScale,
+    "smooth": Smooth,
+    "hadamard": Hadamard,
+    "rotate": Rotate,
+    "reorder": Reorder,
+    "smooth-attention": SmoothAttention,
+    "shift": Shift,
+}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 LEARNERS: dict[str, type[ABQ]] = {"abq": ABQ}
 ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
@@ -81,11 +98,16 @@ class Assignment:
     """What will happen to a model: transforms and compensations for every block, a method (None: keep float) per module name, and
     a quantizer of its input for every linear that has one."""
 
-    transforms: tuple[AWQScale, ...]
+    transforms: tuple[Transform, ...]
     methods: Mapping[str, Method | None]
     compensations: tuple[TuneTables, ...] = ()
     activations: Mapping[str, ActivationMethod] = field(default_factory=dict)
     learners: tuple[ABQ, ...] = ()
+    linears: frozenset[str] = frozenset()
+
+    def ops(self, name: str, columns: int) -> list[Op]:
+        """What the layer `name` with so many inputs does to its input first; nothing but the blocks' linears has any."""
+        return [op for found in self.transforms for op in found.inputs(name, columns)] if name in self.linears else []
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -145,6 +167,8 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append(
             f"weights: no entry covers {missing[0]} ({len(missing)} in all); add a target, or name: float to keep it"
         )
+    if any(isinstance(found, Rotate) for found in transforms[1:]):
+        problems.append("transform: rotate comes once and first, since the others measure the stream it turns")
     if transforms and any(method is not None and method.gradients for method in methods.values()):
         problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
     if learners and any(m is not None and not isinstance(m, AffineGrid) for n, m in methods.items() if n in linears):
@@ -153,14 +177,29 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
     inputs = {name: found for name, found in inputs.items() if found}
     every = {name: methods.get(name) for name in [*linears, *ends]}
-    return Assignment(tuple(transforms), every, tuple(tunings), inputs, tuple(learners))
+    return Assignment(tuple(transforms), every, tuple(tunings), inputs, tuple(learners), frozenset(linears))
+
+
+def check_inputs(assignment: Assignment, columns: Mapping[str, int]) -> None:
+    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot, and for a
+    transform of inputs that chooses none; `columns`: how many inputs every module has."""
+    for found in assignment.transforms:
+        if isinstance(found, Hadamard) and not any(found.inputs(name, columns[name]) for name in assignment.linears):
+            raise RecipeError(f"transform: hadamard.linears {list(found.linears)} matches no linear of this model")
+    for name, method in assignment.methods.items():
+        if method is None and (ops := assignment.ops(name, columns[name])):
+            raise RecipeError(
+                f"transform: {ops[0]['op']} changes the input of {name}, which keeps float weights; leave it out"
+            )
 
 
 def planned_form(assignment: Assignment, name: str, shape: tuple[int, int]) -> Form:
     """The form that the tensor `name` of `shape` (N, K) will have, known before any work; it has a method."""
     method, inputs = assignment.methods[name], assignment.activations.get(name)
     assert method is not None
-    return method.plan(shape) | ({} if inputs is None else {"activations": inputs.spec().form()})
+    ops = assignment.ops(name, shape[1])
+    form = method.plan(shape) | ({"inputs": ops} if ops else {})
+    return form | ({} if inputs is None else {"activations": inputs.spec().form()})
 
 
 def _matched(

@@ -61,18 +61,35 @@ class Run:
         """Load the embedding or head `name`, quantized if the recipe says so, into the model; its entry for the
         shard."""
         method, module = self.job.assignment.methods[name], self.job.model.get_submodule(name)
-        if method is None:
+        if method is None or self.job.rotation:
             self.job.source.load_into(module, name)
+            self._rotate(name, module)
+        if method is None:
             if self.job.structure.tied:  # loading gave the embedding a new parameter, the head still has the empty one
                 self.job.model.get_submodule(self.job.structure.head).weight = module.weight
             return []
-        found = quantize_table(name, self.job.source.tensor(f"{name}.weight"), method)
+        weight = module.get_parameter("weight").data if self.job.rotation else self.job.source.tensor(f"{name}.weight")
+        found = quantize_table(name, weight, method)
         layer = quantized(module, found.form)
         layer.fill(found.tensors)
         self.job.model.set_submodule(name, layer)
         if self.job.structure.tied:
             tie_head(self.job.model, name, self.job.structure.head)
         return [found]
+
+    def rotate_entry(self) -> None:
+        """Turn what stands beside the token embedding before the blocks, if the recipe rotates the stream."""
+        if self.job.rotation:
+            for name in self.job.structure.pre:
+                self.job.rotation.enter(name, self.job.model.get_submodule(name))
+
+    def _rotate(self, name: str, module: nn.Module) -> None:
+        structure, rotation = self.job.structure, self.job.rotation
+        if rotation and name == structure.embedding:
+            rotation.enter(name, module)
+        elif rotation:
+            norm = structure.final_norm
+            rotation.leave(None if norm is None else self.job.model.get_submodule(norm), module)
 
     def activations(self, index: int) -> tuple[Activations, Activations]:
         """Hidden states that enter block `index`: of the calibration samples, and of the canary (with its echoes)."""

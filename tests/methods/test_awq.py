@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from anybit.formats.terms import dense
-from anybit.methods.awq import AWQ, AWQScale
+from anybit.methods.awq import AWQ
 from anybit.methods.base import InputStats
 from anybit.methods.rtn import RTN
+from anybit.transforms.awq_scale import AWQScale
 
 
 def salient_layer(seed=0):

@@ -13,11 +13,10 @@ import anybit
 from anybit.calibration.activations import Activations
 from anybit.calibration.parallel import workers
 from anybit.calibration.statistics import BlockCall
-from anybit.methods.awq import AWQScale
 from anybit.models.graph import block_inputs, run_block, trace_block
 from anybit.models.normalize import normalize
 from anybit.models.structure import find_structure
-from anybit.transforms.awq_scale import scale_block
+from anybit.transforms.awq_scale import AWQScale
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
 
@@ -47,7 +46,7 @@ def test_float_output_is_unchanged(family, tmp_path):
     weights = {name: p.clone() for name, p in block.named_parameters()}
     graph = trace_block(block, source.read(0), kwargs)
     with workers(2) as pool:
-        notes = scale_block(BlockCall(block, kwargs), graph, source, AWQScale(bits=3, group_size=16), pool)
+        notes = AWQScale(bits=3, group_size=16).apply(BlockCall(block, kwargs), graph, source, pool)
     assert {note.split(":")[0] for note in notes} == READERS[family]
     assert all("input scaled by AWQ" in note for note in notes)
     for sample in range(2):

@@ -33,6 +33,11 @@ class BlockCall:
     arguments: dict[str, Any]
     in_flight: int = 4
     hooks: list[RemovableHandle] = field(default_factory=list)
+    prefix: str = ""
+
+    def full_name(self, name: str) -> str:
+        """Of a module of the block, from the root of the model; `prefix` is the block's own name."""
+        return f"{self.prefix}.{name}" if self.prefix else name
 
     def attach(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
         """From now on the linear `name` of the block reads `function` of its input; statistics taken later see that too."""
@@ -64,7 +69,7 @@ def collect(
     """Statistics of the input of each named linear over every sample of `source`.
 
     `linears` holds one name per distinct input, in execution order; `needs` is a subset of {"hessian", "inputs",
-    "mean_abs", "max_abs"}.
+    "mean_abs", "max_abs", "range"}.
     `first_token` says, by linear, as how many tokens the first of each sample counts in the Hessian (default 1).
     A linear that no token reached gets `tokens == 0`.
     """
@@ -94,6 +99,7 @@ class _Sum:
         self.hessian = torch.zeros(columns, columns) if "hessian" in needs else None
         self.absolute = torch.zeros(columns) if "mean_abs" in needs else None
         self.largest: list[Tensor] | None = [] if "max_abs" in needs else None
+        self.ranges: list[tuple[Tensor, Tensor]] | None = [] if "range" in needs else None
         self.rows: list[Tensor] = []
         self._keep = -(-SAMPLED_ROWS // samples) if "inputs" in needs else 0
 
@@ -116,6 +122,8 @@ class _Sum:
                 self.absolute += x.abs().sum(0)
         if self.largest is not None:
             self.largest += [x.abs().amax(0) for x in inputs if len(x)]
+        if self.ranges is not None:
+            self.ranges += [(x.amin(0), x.amax(0)) for x in inputs if len(x)]
         if self._keep:
             self.rows += [x[torch.linspace(0, len(x) - 1, min(self._keep, len(x))).long()] for x in inputs if len(x)]
 
@@ -127,7 +135,12 @@ class _Sum:
             (torch.cat(self.rows) if self.rows else None),
             (torch.stack(self.largest) if self.largest else None),
         )
-        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest)
+        low, high = (
+            (torch.stack([r[0] for r in self.ranges]).amin(0), torch.stack([r[1] for r in self.ranges]).amax(0))
+            if self.ranges
+            else (None, None)
+        )
+        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest, low=low, high=high)
 
 
 @contextmanager

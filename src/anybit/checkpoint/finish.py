@@ -47,8 +47,9 @@ def finish_directory(
     ledger: Mapping[str, Any],
     forms: Mapping[str, Form],
     rows: Sequence[Row],
+    changes: Mapping[str, Any] | None = None,
 ) -> Ledger:
-    """Index, ledger, config and tokenizer files; then the rename that makes the checkpoint exist.
+    """Index, ledger, config (the source's with `changes`) and tokenizer files; then the rename that makes the checkpoint exist.
 
     Raises:
         PromiseError: a tensor that was planned is not in the shards, the other way round, or the size is another.
@@ -67,7 +68,7 @@ def finish_directory(
     for pattern in COMPANIONS:
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, root / file.name)
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text()) | dict(changes or {})
     config["quantization_config"] = quantization_config(complete.recipe, dict(forms))
     write_json(root / "config.json", config)
     partial.finish()

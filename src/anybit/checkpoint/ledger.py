@@ -107,12 +107,15 @@ def form_word(form: Form) -> str:
 
 
 def activation_word(form: Form) -> str:
-    """What the layer makes of its input: `@int8`, `@int6g128`, `@e4m3`; empty where activations stay float."""
+    """What the layer makes of its input: `@int8`, `@hadamard36x16@int6g128`, `@e4m3`; empty where it is read as it is."""
+    ops = "".join(f"@{op['op']}{'x'.join(map(str, op.get('sizes', [])))}" for op in form.get("inputs", []))
     spec = form.get("activations")
     if spec is None:
-        return ""
+        return ops
     group = f"g{spec['group_size']}" if spec.get("granularity") == "group" else ""
-    return f"@{spec.get('type') or spec['kind'] + str(spec['bits'])}{group}{'static' if spec.get('static') else ''}"
+    return (
+        f"{ops}@{spec.get('type') or spec['kind'] + str(spec['bits'])}{group}{'static' if spec.get('static') else ''}"
+    )
 
 
 def row(name: str, planned: str, form: Form, tensors: dict[str, Tensor], **facts: Any) -> Row:

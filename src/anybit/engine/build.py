@@ -61,7 +61,7 @@ def _cannot_multiply(form: Form | None) -> str:
     """Why linear_w_a8 cannot run this form; empty when it can."""
     if form is None:
         return "is kept in float"
-    if "activations" in form:
+    if "inputs" in form or "activations" in form:
         return "quantizes its input in a way the native decoder does not know yet"
     if len(form["terms"]) != 1 or form["terms"][0]["term"] != "code":
         return "is more than one code term"

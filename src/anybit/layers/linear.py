@@ -15,6 +15,7 @@ from anybit.kernels import native
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
 from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
 from anybit.layers import integer
+from anybit.layers.inputs import apply_inputs
 from anybit.layers.precision import Precision, width_read
 
 Product = Callable[[Tensor], Tensor]
@@ -72,11 +73,13 @@ class Terms(nn.Module):
         return load_terms(self.form, {n: p if tracing else p.data for n, p in self.named_parameters(recurse=False)})
 
     def multiply(self, x: Tensor) -> Tensor:
-        """x float [..., K] through every term, added up in order: [..., N] in the dtype of x; errors of `terms()`.
+        """x float [..., K], after the form's input operations, through every term, added up in order: [..., N] in the dtype of x;
+        errors of `terms()`.
 
         Nested terms are read at the precision of the model. A compiled graph holds one precision and guards it: it is traced
         anew for another one, and found again afterwards.
         """
+        x = apply_inputs(x, self.form.get("inputs", ()))
         bits = None if self.precision is None else self.precision.bits
         if torch.compiler.is_compiling():
             return self._product(bits)(x)

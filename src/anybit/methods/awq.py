@@ -1,27 +1,15 @@
-"""AWQ (Lin et al., arXiv 2306.00978): scale salient input channels up before rounding, then clip ranges; both by
-search.
+"""AWQ (Lin et al., arXiv 2306.00978), the weight quantizer: clip ranges by search. Its scales are `transforms/awq_scale.py`.
 
-AWQScale (a block transform). For a producer and the linears W_i reading its output x: with a_j = mean |x_j|, try r =
-0, 1/20 ..
-19/20, s = max(a^r, 1e-4) / sqrt(max s * min s), measure the mean squared change of the *inspected module's* output
-when every
-W_i is replaced by Q(W_i s) / s, keep the best r, then divide the producer by s and multiply the columns by s: float
-output unchanged, s free at run time. Inspected: the smallest module around all readers of a norm (attention,
-feed-forward); otherwise the linear itself. Pairs across grouped-query heads are skipped, as in the reference code.
-Reduced: the search measures on `samples` calibration sequences, not on all of them.
-
-AWQ (the weight quantizer). Per row and group, shrink the range to (1 - i/20) max|w|, i = 0..9, and keep the i with
+Per row and group, shrink the range to (1 - i/20) max|w|, i = 0..9, and keep the i with
 the least squared error of the group's partial outputs on up to 512 sampled tokens; query and key projections are not
 clipped, since their outputs meet in a product. Then round to nearest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from anybit.formats.affine import group_range
@@ -30,7 +18,6 @@ from anybit.formats.terms import CodeTerm, Term
 from anybit.methods.base import InputStats
 from anybit.methods.grid import AffineGrid
 
-RATIOS = 20
 CLIP_STEPS = 10
 CLIP_GRID = 20
 UNCLIPPED = ("q_proj", "k_proj", "query", "key", "qkv", "c_attn")
@@ -68,33 +55,6 @@ class AWQ(AffineGrid):
             least = torch.where(better, loss, least)
             best = torch.where(per_column(better, weight.shape[1], size), clamped, best)
         return best
-
-
-class AWQScale(AffineGrid):
-    """Options: those of the grid the scales are chosen for, and `samples`, the calibration sequences the search runs
-    on."""
-
-    name: ClassVar[str] = "awq-scale"
-    samples: int = Field(default=8, ge=1)
-
-    def search(self, mean_abs: Tensor, weights: Sequence[Tensor], loss: Callable[[Sequence[Tensor]], float]) -> Tensor:
-        """The best scales float32 [K] for `weights` [N_i, K] whose input has mean |x| `mean_abs` [K].
-
-        `loss(replacements)` is the mean squared change of the inspected module's output with these weights in place.
-        The ratio 0 is s = 1, so the result is never worse than not scaling, by this measure.
-        """
-        best, least = torch.ones_like(mean_abs), float("inf")
-        for i in range(RATIOS):
-            s = mean_abs.pow(i / RATIOS).clamp_min(1e-4)
-            s = s / (s.max() * s.min()).sqrt()
-            found = loss([self._rounded(weight * s) / s for weight in weights])
-            if found < least:
-                best, least = s, found
-        return best
-
-    def _rounded(self, weight: Tensor) -> Tensor:
-        grid = self.fit(weight)
-        return grid.decode(grid.encode(weight))
 
 
 def _group_gram(inputs: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ class InputStats:
         inputs: float32 [S, K], an even sample of the rows of X, or None.
         mean_abs: float32 [K], mean |x| of every input channel, or None.
         sample_max: float32 [samples, K], max |x| of every calibration sample and input channel, or None.
+        low, high: float32 [K], smallest and largest x of every input channel, or None.
         name: the linear's module name, for messages and for methods that treat some layers apart.
         fisher: float32 [N, K], sum over calibration sequences of the squared gradient of the loss, or None.
     """
@@ -33,6 +34,8 @@ class InputStats:
     name: str = ""
     fisher: Tensor | None = None
     sample_max: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
 
     @property
     def max_abs(self) -> Tensor | None:
@@ -45,7 +48,8 @@ class Method(BaseModel):
 
     Class attributes:
         name: the word used in recipes.
-        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs", "max_abs"}; empty means no calibration.
+        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs", "max_abs",
+            "range"}; empty means no calibration.
         rows_at_once: a slow, row-wise method is given so many rows at a time, on all cores; None: all rows, on one.
         rowwise: whether rows of a weight are quantized independently, so that linears sharing an input may be stacked.
     """

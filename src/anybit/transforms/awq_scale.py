@@ -1,41 +1,77 @@
-"""AWQ's scale search on a block: which tensors may be scaled, what the inspected module makes of a candidate."""
+"""AWQ's scales (Lin et al., arXiv 2306.00978): scale salient input channels up before rounding, by search.
+
+For a producer and the linears W_i reading its output x: with a_j = mean |x_j|, try r = 0, 1/20 .. 19/20, s = max(a^r, 1e-4) /
+sqrt(max s * min s), measure the mean squared change of the *inspected module's* output when every W_i is replaced by
+Q(W_i s) / s, keep the best r, then divide the producer by s and multiply the columns by s: float output unchanged, s free
+at run time. Inspected: the smallest module around all readers of a norm (attention, feed-forward); otherwise the linear
+itself. Pairs across grouped-query heads are skipped, as in the reference code.
+Reduced: the search measures on `samples` calibration sequences, not on all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from anybit.calibration.activations import Activations
 from anybit.calibration.parallel import Workers
 from anybit.calibration.statistics import BlockCall, collect
-from anybit.methods.awq import AWQScale
+from anybit.methods.grid import AffineGrid
 from anybit.models.graph import BlockGraph
-from anybit.transforms.scale import ScalePair, apply_scale, scale_pairs
+from anybit.models.pairs import ScalePair, apply_scale, scale_pairs
+from anybit.transforms.base import Transform
+
+RATIOS = 20
 
 
-def scale_block(call: BlockCall, graph: BlockGraph, source: Activations, method: AWQScale, pool: Workers) -> list[str]:
-    """Rescale the block in place where a search says it helps; returns one note per scaled linear."""
-    block = call.block
-    pairs = [p for p in scale_pairs(block, source.read(0), call.arguments, graph) if _eligible(block, p)]
-    firsts = [group.linears[0] for group in graph.groups]
-    wanted = [first for first in firsts if any(first in pair.consumers for pair in pairs)]
-    statistics = collect(call, source, wanted, frozenset({"mean_abs"}), pool)
-    notes = []
-    for pair in pairs:
-        mean_abs = next(statistics[name].mean_abs for name in pair.consumers if name in statistics)
-        assert mean_abs is not None
-        inspected = _inspected(pair)
-        probe = _Probe(call, source, inspected, pair, min(method.samples, source.samples), pool)
-        scales = method.search(mean_abs, [_weight(block, name) for name in pair.consumers], probe.loss)
-        apply_scale(block, pair, scales)
-        notes += [
-            f"{name}: input scaled by AWQ, {float(scales.min()):.2f} to {float(scales.max()):.2f}"
-            for name in pair.consumers
-        ]
-    return notes
+class AWQScale(AffineGrid, Transform):
+    """Options: those of the grid the scales are chosen for, and `samples`, the calibration sequences the search runs
+    on."""
+
+    name: ClassVar[str] = "awq-scale"
+    samples: int = Field(default=8, ge=1)
+
+    def apply(self, call: BlockCall, graph: BlockGraph, source: Activations, pool: Workers) -> list[str]:
+        """Rescale the block in place where the search says it helps; one note per scaled linear."""
+        block = call.block
+        pairs = [p for p in scale_pairs(block, source.read(0), call.arguments, graph) if _eligible(block, p)]
+        firsts = [group.linears[0] for group in graph.groups]
+        wanted = [first for first in firsts if any(first in pair.consumers for pair in pairs)]
+        statistics = collect(call, source, wanted, frozenset({"mean_abs"}), pool)
+        notes = []
+        for pair in pairs:
+            mean_abs = next(statistics[name].mean_abs for name in pair.consumers if name in statistics)
+            assert mean_abs is not None
+            probe = _Probe(call, source, _inspected(pair), pair, min(self.samples, source.samples), pool)
+            scales = self.search(mean_abs, [_weight(block, name) for name in pair.consumers], probe.loss)
+            apply_scale(block, pair, scales)
+            span = f"{float(scales.min()):.2f} to {float(scales.max()):.2f}"
+            notes += [f"{name}: input scaled by AWQ, {span}" for name in pair.consumers]
+        return notes
+
+    def search(self, mean_abs: Tensor, weights: Sequence[Tensor], loss: Callable[[Sequence[Tensor]], float]) -> Tensor:
+        """The best scales float32 [K] for `weights` [N_i, K] whose input has mean |x| `mean_abs` [K].
+
+        `loss(replacements)` is the mean squared change of the inspected module's output with these weights in place.
+        The ratio 0 is s = 1, so the result is never worse than not scaling, by this measure.
+        """
+        best, least = torch.ones_like(mean_abs), float("inf")
+        for i in range(RATIOS):
+            s = mean_abs.pow(i / RATIOS).clamp_min(1e-4)
+            s = s / (s.max() * s.min()).sqrt()
+            found = loss([self._rounded(weight * s) / s for weight in weights])
+            if found < least:
+                best, least = s, found
+        return best
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        grid = self.fit(weight)
+        return grid.decode(grid.encode(weight))
 
 
 def _eligible(block: nn.Module, pair: ScalePair) -> bool:

@@ -3,8 +3,9 @@
 A block of `block` = 2^m neighbouring values becomes H x / sqrt(block), H[i, j] = (-1)^(number of common one bits of i and
 j) (Sylvester). H / sqrt(block) is symmetric and orthogonal, so the transform is its own inverse.
 
-Supported sizes: n = 2^m is the full transform. For any other n = 2^m q, q odd (576 = 64 * 9), it is the *block-Hadamard*
-transform: n / 2^m blocks, not mixed with one another. Hadamard matrices of sizes 12, 20, 28, ... (Paley) are not used.
+`hadamard_` takes powers of two: n = 2^m is the full transform, for any other n = 2^m q, q odd (576 = 64 * 9), it is the
+*block-Hadamard* transform: n / 2^m blocks, not mixed with one another. `hadamard` takes any order m 2^k with m of
+`orders.py`, such as 576 = 36 * 16: the power of two here, then one small product for m.
 
 `native` gives the same bits on every instruction set, and is within float32 rounding of `reference` (float64).
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from anybit.errors import FormatError, KernelUnavailable
 from anybit.kernels import native
 from anybit.kernels.hadamard import reference
+from anybit.kernels.hadamard.orders import Sizes, known, order
 
 IMPLEMENTATIONS = ("native", "reference")
 
@@ -41,6 +43,31 @@ def hadamard_(x: Tensor, block: int | None = None, impl: str | None = None) -> T
     block = largest_block(x.shape[-1]) if block is None else block
     (hadamard_op if torch.compiler.is_compiling() else _hadamard)(x, block, impl)
     return x
+
+
+def hadamard(x: Tensor, sizes: Sizes, impl: str | None = None) -> Tensor:
+    """x float [..., K] times the orthogonal matrix of order n = m 2^k, H_m (x) H_2^k over sqrt(n), in blocks of n columns.
+
+    Computed in float32, given in the dtype of x. Differentiable.
+
+    Args:
+        x: any float dtype and strides.
+        sizes: (m, 2^k) with m 2^k a divisor of K; `orders.sizes_for(K)` picks them.
+        impl: as for `hadamard_`.
+
+    Raises:
+        FormatError: sizes that do not fit K, or no Hadamard matrix of order m. KernelUnavailable: as for `hadamard_`.
+    """
+    m, block = sizes
+    if m < 1 or not known(m) or block < 1 or block & (block - 1) or x.shape[-1] % (m * block):
+        raise FormatError(f"no Hadamard transform of sizes {m} x {block} for {x.shape[-1]} columns")
+    if x.requires_grad:
+        return reference.factored(x.float(), sizes).to(x.dtype)
+    y = hadamard_(x.to(torch.float32, copy=True, memory_format=torch.contiguous_format), block, impl)
+    if m > 1:
+        mixing = (order(m) / m**0.5).to(y)
+        y = (mixing.T @ y.view(*x.shape[:-1], -1, m, block)).view(x.shape)
+    return y.to(x.dtype)
 
 
 def _hadamard(x: Tensor, block: int, impl: str | None = None) -> None:
