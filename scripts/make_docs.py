@@ -14,7 +14,8 @@ from pathlib import Path
 
 from anybit.cli import main as anybit
 from anybit.cli.app import COMMANDS
-from anybit.recipe import list_recipes
+from anybit.composition import reason
+from anybit.recipe import ACTIVATIONS, COMPENSATIONS, LEARNERS, METHODS, TRANSFORMS, list_recipes
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by scripts/make_docs.py; do not edit. -->"
@@ -30,6 +31,13 @@ METHODS_HEAD = """# Methods
 
 Every published method is a recipe: a short YAML file in `src/anybit/recipes/`. `anybit recipes NAME` shows one in full,
 `--set stage.option=value` changes an option, and your own YAML file works in place of a name.
+"""
+
+COMPOSITION_HEAD = """# What goes with what
+
+A recipe is a list of stages, and every pair of them is allowed unless a rule in `src/anybit/composition.py` says why not; a
+recipe that breaks one is refused before any work. `+`: the row's stage may come before the column's; `no (n)`: refused, for
+reason n. Of the other stages a layer has one each, so those are not set against themselves.
 """
 
 NESTED = """## Nested weights
@@ -68,7 +76,12 @@ def main(arguments: list[str]) -> int:
 
 def pages() -> dict[Path, str]:
     """The text of every generated page."""
-    return {ROOT / "docs" / "cli.md": cli_page(), ROOT / "docs" / "methods.md": methods_page()}
+    docs = ROOT / "docs"
+    return {
+        docs / "cli.md": cli_page(),
+        docs / "methods.md": methods_page(),
+        docs / "composition.md": composition_page(),
+    }
 
 
 def cli_page() -> str:
@@ -106,6 +119,41 @@ def methods_page() -> str:
     ]
     summaries = [f"- **{r['name']}**: {r['summary']}." for r in recipes]
     return "\n".join([METHODS_HEAD, NOTE, "", *table, "", *summaries, "", NESTED])
+
+
+def composition_page() -> str:
+    """Every pair of stages, with the reason where they do not go together."""
+    stages = {
+        "transform": TRANSFORMS, "learn": LEARNERS, "weights": METHODS, "activations": ACTIVATIONS, "compensate": COMPENSATIONS
+    }  # fmt: skip
+    steps = [(f"{stage}: {name}", kind()) for stage, table in stages.items() for name, kind in table.items()]
+    reasons: list[str] = []
+    rows = []
+    for at, (name, first) in enumerate(steps):
+        cells = []
+        for beside, (_, second) in enumerate(steps):
+            stage = stage_of(name)
+            alike = stage == stage_of(steps[beside][0])
+            shown = stage == "transform" if alike else beside > at
+            cells.append(_mark(reason(first, second), reasons) if shown else "")
+        rows.append([name, *cells])
+    numbered = [f"{number}. {text}." for number, text in enumerate(reasons, 1)]
+    head = ["", *(str(number) for number in range(1, len(steps) + 1))]
+    labelled = [[f"{number}. {row[0]}", *row[1:]] for number, row in enumerate(rows, 1)]
+    table = [_row(head), _row(["---"] * len(head)), *map(_row, labelled)]
+    return "\n".join([COMPOSITION_HEAD, NOTE, "", *table, "", "Refused, with the reason:", "", *numbered, ""])
+
+
+def stage_of(name: str) -> str:
+    """`weights: rtn` is of stage `weights`."""
+    return name.partition(":")[0]
+
+
+def _mark(found: str, reasons: list[str]) -> str:
+    """`+`, or the number of the reason, which is added if it is new."""
+    if found and found not in reasons:
+        reasons.append(found)
+    return f"no ({reasons.index(found) + 1})" if found else "+"
 
 
 def _row(cells: list[str]) -> str:

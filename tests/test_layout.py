@@ -26,6 +26,7 @@ ORDER = [
     {"held_out", "learn_block", "tune_block"},
     {"blocks", "job"},
     {"recipe"},
+    {"composition"},
     {"transforms", "allocation"},
     {"calibration"},
     {"methods"},

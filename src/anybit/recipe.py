@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from anybit.composition import conflicts
 from anybit.errors import RecipeError, nearest
 from anybit.formats.form import Form
 from anybit.layers.inputs import Op
@@ -32,7 +33,6 @@ from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
-from anybit.methods.grid import AffineGrid
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
@@ -167,12 +167,8 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append(
             f"weights: no entry covers {missing[0]} ({len(missing)} in all); add a target, or name: float to keep it"
         )
-    if any(isinstance(found, Rotate) for found in transforms[1:]):
-        problems.append("transform: rotate comes once and first, since the others measure the stream it turns")
-    if transforms and any(method is not None and method.gradients for method in methods.values()):
-        problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
-    if learners and any(m is not None and not isinstance(m, AffineGrid) for n, m in methods.items() if n in linears):
-        problems.append("learn: 'abq' learns for affine grids; use rtn or gptq for weights")
+    weights = [methods[name] for name in linears if name in methods]
+    problems += conflicts([step for step in (*transforms, *learners, *weights, *inputs.values(), *tunings) if step])
     if problems:
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
     inputs = {name: found for name, found in inputs.items() if found}
