@@ -88,6 +88,11 @@ def quantize_block(
     return done
 
 
+def noted(done: Sequence[Quantized], notes: list[str]) -> list[Quantized]:
+    """`done` with more notes in every ledger row."""
+    return [replace(item, row=item.row.model_copy(update={"notes": [*item.row.notes, *notes]})) for item in done]
+
+
 def _with_inputs(item: Quantized, assignment: Assignment, stats: InputStats) -> Quantized:
     """`item` with the operations on its input, then the scheme of its input, the scheme's tensors and what the ledger says of
     both."""

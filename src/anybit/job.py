@@ -88,6 +88,12 @@ class Job:
         table = self.model.get_parameter(f"{self.structure.embedding}.weight").numel() * 2
         activations = samples_in_flight * seq_len * inputs * FLOAT
         steps = max(table, 2 * block + HESSIAN_COPIES * widest**2 * FLOAT + activations)
+        if (
+            self.assignment.learners
+        ):  # the float block, the learned weights, their gradients; what a backward pass keeps
+            heads = self.structure.geometry.heads
+            kept = GRADIENT_COPIES * (seq_len * inputs + heads * seq_len**2) * FLOAT
+            steps = max(steps, 5 * block + samples_in_flight * kept)
         if self.gradients():  # the whole model, its squared gradients, and per sequence gradients and activations
             whole = sum(p.numel() for p in self.model.parameters()) * FLOAT
             kept = GRADIENT_COPIES * seq_len * (inputs * len(blocks) + self.structure.geometry.vocab) * FLOAT

@@ -111,7 +111,8 @@ class _Training:
             _rounded_inputs(self.call.block, lesson.inputs),
         ):
             self.seen = seen
-            self.pool.map(self._write_targets, range(samples))
+            for start in range(0, samples, self.call.in_flight):
+                self.pool.map(self._write_targets, range(start, min(start + self.call.in_flight, samples)))
             optimizer = torch.optim.AdamW(self.learned.groups, weight_decay=0.0)
             losses = [
                 self._step(optimizer, range(start, min(start + self.method.batch, samples)))
@@ -143,7 +144,10 @@ class _Training:
         for parameter, value in zip(parameters, moving.values(), strict=True):
             parameter.data.copy_(value.detach())
             parameter.requires_grad_(True)
-        found = self.pool.map(lambda sample: self._gradients(sample, parameters), samples)
+        found = []
+        for start in range(samples.start, samples.stop, self.call.in_flight):
+            some = range(start, min(start + self.call.in_flight, samples.stop))
+            found += self.pool.map(lambda sample: self._gradients(sample, parameters), some)
         for parameter in parameters:
             parameter.requires_grad_(False)
         totals = [_total([gradients[at] for _, gradients in found], p) / len(found) for at, p in enumerate(parameters)]

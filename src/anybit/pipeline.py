@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anybit.blocks import quantize_block
+from anybit.blocks import noted, quantize_block
 from anybit.calibration.parallel import workers
 from anybit.calibration.progress import Progress, silent
 from anybit.calibration.statistics import BlockCall, propagate
@@ -106,8 +106,9 @@ def step(run: Run, index: int, name: str) -> None:
         transform.apply(call, graph, source, run.pool)
     run.held_out.float_pass(index, block)
     original = run.original(block)
-    run.learn(index, call, graph, original)
+    notes = run.learn(index, call, graph, original)
     done = quantize_block(name, call, graph, source, run.job.assignment, run.pool, run.allow_unseen, run.fisher(index))
+    done = noted(done, notes)
     done = run.compensate(name, call, source, original, done)
     propagate(call, source, target, run.pool)
     run.held_out.quantized_passes(index, block, name, done)

@@ -55,7 +55,6 @@ class Run:
         self.held_out = HeldOut(job, partial.state, tokens[1], self.entry, pool)
         self.next, self.shards = 0, len(job.structure.blocks) + 2
         self.rows: list[Row] = []
-        self.notes: list[str] = []
 
     def table(self, name: str) -> list[Quantized]:
         """Load the embedding or head `name`, quantized if the recipe says so, into the model; its entry for the
@@ -142,11 +141,12 @@ class Run:
         wanted = self.job.assignment.compensations or self.job.assignment.learners
         return copy.deepcopy(block) if wanted else None
 
-    def learn(self, index: int, call: BlockCall, graph: BlockGraph, original: nn.Module | None) -> None:
-        """What the recipe's learners make of block `index`, judged by the float block and the float model's own stream."""
+    def learn(self, index: int, call: BlockCall, graph: BlockGraph, original: nn.Module | None) -> list[str]:
+        """What the recipe's learners make of block `index`, judged by the float block and the float model's own stream; a note
+        from each."""
         assignment, structure = self.job.assignment, self.job.structure
         if not assignment.learners or original is None:
-            return
+            return []
         prefix, source = structure.blocks[index], self.activations(index)[0]
         stream, target = self.float_stream(index)["float"], self.float_stream(index + 1)["float"]
         propagate(BlockCall(original, call.arguments, call.in_flight), stream, target, self.pool)
@@ -155,12 +155,14 @@ class Run:
         named = [(name, f"{prefix}.{name}") for name in graph.linears]
         grids = {n: method for n, full in named if isinstance(method := assignment.methods.get(full), AffineGrid)}
         inputs = {name: assignment.activations[full] for name, full in named if full in assignment.activations}
+        notes = []
         for learner in assignment.learners:
             corrected = learner.corrects(index, len(structure.blocks))
             lesson = Lesson(original, source, target, own, maps, grids, inputs, corrected)
-            self.notes.append(learn_block(call, graph, learner, lesson, self.pool))
+            notes.append(learn_block(call, graph, learner, lesson, self.pool))
         for file in (own, maps):
             file.path.unlink(missing_ok=True)
+        return notes
 
     def float_stream(self, index: int) -> dict[str, Activations]:
         """Hidden states of the float model that enter block `index`, where a learner wants them."""
