@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ HESSIAN_COPIES = 5  # H, its ordered copy, the flipped and the factored one, U
 class Job:
     """A model opened, understood and matched with a recipe.
 
-    `model` has no weights yet; `forms` holds the planned form of every tensor that will be quantized, by module name.
+    `model` has no weights yet; `forms` holds the planned form of every tensor that will be quantized, by module name;
+    `notes` says what was decided of it before the work (`decide.py`).
     """
 
     source: ModelSource
@@ -40,6 +41,7 @@ class Job:
     recipe: Recipe
     assignment: Assignment
     forms: dict[str, Form]
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -29,9 +29,11 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
 from anybit.methods.base import Method
+from anybit.methods.flexq import FlexQInputs
+from anybit.methods.float_rtn import FloatRTN
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
-from anybit.methods.rtn import RTN
+from anybit.methods.rtn import RTN, SymmetricRTN
 from anybit.methods.tune_tables import TuneTables
 
 METHODS: dict[str, type[Method]] = {
@@ -41,10 +43,12 @@ METHODS: dict[str, type[Method]] = {
     "any-precision": AnyPrecision,
     "anybcq": AnyBCQ,
     "nested": Nested,
+    "float-rtn": FloatRTN,
+    "rtn-symmetric": SymmetricRTN,
 }
 TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
-ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
+ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs, "flexq": FlexQInputs}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
 StageName = Literal["transform", "weights", "activations", "compensate", "embeddings"]

@@ -64,7 +64,7 @@ def collect(
     """Statistics of the input of each named linear over every sample of `source`.
 
     `linears` holds one name per distinct input, in execution order; `needs` is a subset of {"hessian", "inputs",
-    "mean_abs", "max_abs"}.
+    "mean_abs", "max_abs", "range"}.
     `first_token` says, by linear, as how many tokens the first of each sample counts in the Hessian (default 1).
     A linear that no token reached gets `tokens == 0`.
     """
@@ -94,6 +94,7 @@ class _Sum:
         self.hessian = torch.zeros(columns, columns) if "hessian" in needs else None
         self.absolute = torch.zeros(columns) if "mean_abs" in needs else None
         self.largest: list[Tensor] | None = [] if "max_abs" in needs else None
+        self.ranges: list[Tensor] | None = [] if "range" in needs else None
         self.rows: list[Tensor] = []
         self._keep = -(-SAMPLED_ROWS // samples) if "inputs" in needs else 0
 
@@ -116,6 +117,8 @@ class _Sum:
                 self.absolute += x.abs().sum(0)
         if self.largest is not None:
             self.largest += [x.abs().amax(0) for x in inputs if len(x)]
+        if self.ranges is not None:
+            self.ranges += [torch.stack([x.amin(0), x.amax(0)]) for x in inputs if len(x)]
         if self._keep:
             self.rows += [x[torch.linspace(0, len(x) - 1, min(self._keep, len(x))).long()] for x in inputs if len(x)]
 
@@ -127,7 +130,8 @@ class _Sum:
             (torch.cat(self.rows) if self.rows else None),
             (torch.stack(self.largest) if self.largest else None),
         )
-        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest)
+        ranges = torch.stack(self.ranges) if self.ranges else None
+        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest, sample_range=ranges)
 
 
 @contextmanager
