@@ -29,11 +29,13 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
 from anybit.methods.base import Method
+from anybit.methods.bipolar import BipolarInputs, BipolarRTN
 from anybit.methods.flexq import FlexQInputs
 from anybit.methods.float_rtn import FloatRTN
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
 from anybit.methods.rtn import RTN, SymmetricRTN
+from anybit.methods.tender import TenderInputs
 from anybit.methods.tune_tables import TuneTables
 
 METHODS: dict[str, type[Method]] = {
@@ -45,10 +47,17 @@ METHODS: dict[str, type[Method]] = {
     "nested": Nested,
     "float-rtn": FloatRTN,
     "rtn-symmetric": SymmetricRTN,
+    "bipolar": BipolarRTN,
 }
 TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
-ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs, "flexq": FlexQInputs}
+ACTIVATIONS: dict[str, type[ActivationMethod]] = {
+    "int": IntInputs,
+    "fp": FloatInputs,
+    "flexq": FlexQInputs,
+    "bipolar": BipolarInputs,
+    "tender": TenderInputs,
+}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
 StageName = Literal["transform", "weights", "activations", "compensate", "embeddings"]

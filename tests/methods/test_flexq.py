@@ -80,7 +80,8 @@ def test_a_planted_outlier_is_found_where_it_is(planted) -> None:
     with workers(1) as pool:
         settled = decided(job, tokens, pool)
     notes = {name.rpartition(".")[2]: note[0] for name, note in settled.notes.items()}
-    costs = {name: float(note.split("cost ")[1].split(" nats")[0]) for name, note in notes.items()}
+    costs = {name: abs(float(note.split("cost ")[1].split(" nats")[0])) for name, note in notes.items()}
+    # on random tokens an error may as well lower the loss of a random model
     assert max(costs, key=lambda name: costs[name]) == sensitive, costs
 
 

@@ -23,6 +23,7 @@ class InputStats:
         mean_abs: float32 [K], mean |x| of every input channel, or None.
         sample_max: float32 [samples, K], max |x| of every calibration sample and input channel, or None.
         sample_range: float32 [samples, 2, K], lowest and highest x of every calibration sample and input channel, or None.
+        after_norm: whether a norm wrote the input.
         name: the linear's module name, for messages and for methods that treat some layers apart.
         fisher: float32 [N, K], sum over calibration sequences of the squared gradient of the loss, or None.
     """
@@ -35,6 +36,7 @@ class InputStats:
     fisher: Tensor | None = None
     sample_max: Tensor | None = None
     sample_range: Tensor | None = None
+    after_norm: bool = False
 
     @property
     def max_abs(self) -> Tensor | None:
