@@ -25,7 +25,9 @@ def decided(job: Job, tokens: Tensor, pool: Workers) -> Job:
     if not notes:
         return job
     assignment: Assignment = replace(job.assignment, methods=methods, activations=inputs)
-    forms = {name: planned_form(assignment, name, (form["shape"][0], form["shape"][1])) for name, form in job.forms.items()}
+    forms = {
+        name: planned_form(assignment, name, (form["shape"][0], form["shape"][1])) for name, form in job.forms.items()
+    }
     return replace(job, assignment=assignment, forms=forms, notes=notes)
 
 
@@ -56,5 +58,7 @@ def _widths(job: Job, tokens: Tensor, pool: Workers) -> tuple[dict[str, Activati
             spec = method.spec(layer_type(name) in wide)
             inputs[name] = IntInputs(bits=spec.bits, granularity="group", group_size=spec.group_size)
             cost = costs[layer_type(name)]
-            notes[name] = f"{method.bits}-bit inputs of every {layer_type(name)} cost {cost:+.4f} nats: {spec.bits} bits"
+            notes[name] = (
+                f"{method.bits}-bit inputs of every {layer_type(name)} cost {cost:+.4f} nats: {spec.bits} bits"
+            )
     return inputs, notes

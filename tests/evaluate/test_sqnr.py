@@ -49,7 +49,9 @@ def test_the_format_to_choose_follows_the_tail() -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("density", [Uniform(), Gaussian(), StudentT(8, 100.0), StudentT(5, 4.0), DENSITIES["gaussian + 0.1 % at 20..60"]])
+@pytest.mark.parametrize(
+    "density", [Uniform(), Gaussian(), StudentT(8, 100.0), StudentT(5, 4.0), DENSITIES["gaussian + 0.1 % at 20..60"]]
+)
 def test_expected_errors_are_those_of_two_million_numbers(name: str, density: Density) -> None:
     grid = study_grid(name, density.bound * 0.4)
     x = density.sample(2_000_000, np.random.default_rng(1))

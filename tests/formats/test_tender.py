@@ -84,9 +84,7 @@ def test_all_ways_give_the_same_integers(bits: int, groups: int) -> None:
     shift[shift == min(3, groups - 2)] = groups - 1  # an empty group
     shift[0] = groups - 1
     weight = torch.randint(-128, 128, (ROWS, COLUMNS), generator=draw)
-    by_group = sum(
-        (codes.double() * (shift == g)) @ weight.double().t() * 2.0**g for g in range(groups)
-    )
+    by_group = sum((codes.double() * (shift == g)) @ weight.double().t() * 2.0**g for g in range(groups))
     whole = (codes.long() << shift.long()) @ weight.t()
     assert torch.equal(whole.double(), by_group)
     assert torch.equal(forms.segmented(codes, shift, weight, bits), whole)

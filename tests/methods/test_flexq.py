@@ -86,7 +86,9 @@ def test_a_planted_outlier_is_found_where_it_is(planted) -> None:
 
 
 def test_the_plan_is_what_runs_and_the_ledger_says_why(tmp_path) -> None:
-    out = quantize_tiny("llama", tmp_path, "flexq-w6a6", overrides=["activations.budget=0", "activations.group_size=32"])
+    out = quantize_tiny(
+        "llama", tmp_path, "flexq-w6a6", overrides=["activations.budget=0", "activations.group_size=32"]
+    )
     ledger = json.loads((out / "ledger.json").read_text())
     forms = json.loads((out / "config.json").read_text())["quantization_config"]
     text = json.dumps(forms)

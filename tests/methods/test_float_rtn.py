@@ -28,7 +28,9 @@ def test_arithmetic_rounding_is_the_codec(name: str) -> None:
     ulp = torch.tensor([-1e9, 0.0, 1e9])
     hard = torch.cat([finite, borders, *(torch.nextafter(borders, borders + side) for side in ulp if side)])
     draw = torch.Generator().manual_seed(1)
-    usual = torch.randn(200_000, generator=draw) * numbers.largest * 10.0 ** (torch.rand(200_000, generator=draw) * 6 - 5)
+    usual = (
+        torch.randn(200_000, generator=draw) * numbers.largest * 10.0 ** (torch.rand(200_000, generator=draw) * 6 - 5)
+    )
     for x in (hard, -hard, usual):
         assert torch.equal(nearest(numbers, x), numbers.value(numbers.round(x)))
 
@@ -36,7 +38,9 @@ def test_arithmetic_rounding_is_the_codec(name: str) -> None:
 @pytest.mark.parametrize("type", [*TYPES, "e2m3"])
 @pytest.mark.parametrize("granularity", ["row", "group", "tensor"])
 @pytest.mark.parametrize("search", ["none", "mse"])
-def test_values_are_the_nearest_of_the_grid_and_the_search_the_best_of_a_loop(type: str, granularity: str, search: str) -> None:
+def test_values_are_the_nearest_of_the_grid_and_the_search_the_best_of_a_loop(
+    type: str, granularity: str, search: str
+) -> None:
     w = weight()
     method = FloatRTN(type=type, granularity=granularity, group_size=32, search=search)
     terms = method.quantize(w, InputStats())

@@ -21,6 +21,7 @@ from anybit.formats.decoder import Spec, by_group, groups, per_column
 from anybit.formats.floating import FloatType
 from anybit.formats.tender import TenderActivations
 
+
 class ActivationSpec(Protocol):
     """The contract of an activation scheme; frozen data."""
 

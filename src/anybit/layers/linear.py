@@ -16,8 +16,8 @@ from anybit.kernels import native
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
 from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
 from anybit.layers import integer
-from anybit.layers.tender import TenderProduct
 from anybit.layers.precision import Precision, width_read
+from anybit.layers.tender import TenderProduct
 
 Product = Callable[[Tensor], Tensor]
 

@@ -49,7 +49,8 @@ class Method(BaseModel):
 
     Class attributes:
         name: the word used in recipes.
-        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs", "max_abs", "range"}; empty means no calibration.
+        needs: which parts of `InputStats` it reads, of {"hessian", "inputs", "mean_abs", "max_abs", "range"}; empty means no
+            calibration.
         rows_at_once: a slow, row-wise method is given so many rows at a time, on all cores; None: all rows, on one.
         rowwise: whether rows of a weight are quantized independently, so that linears sharing an input may be stacked.
     """

@@ -1,7 +1,8 @@
 """FlexQ (arXiv 2508.04405): 6-bit weights and 6-bit activations in groups of 128, 8-bit activations where 6 bits hurt.
 
-Weights: symmetric, scale = max|w| / 31, code = round(w / scale) in -32..31 (`methods/rtn.py: SymmetricRTN`). Activations: symmetric, one scale per token and
-group. Where K is no multiple of 128 the last group is short (the paper refuses such layers; its GPU tiles want them whole).
+Weights: symmetric, scale = max|w| / 31, code = round(w / scale) in -32..31 (`methods/rtn.py: SymmetricRTN`). Activations:
+symmetric, one scale per token and group. Where K is no multiple of 128 the last group is short (the paper refuses such
+layers; its GPU tiles want them whole).
 
 Which linears keep 8 bits is the paper's outcome but not its procedure, so it is decided anew for every model: with weights
 rounded and everything else float, the inputs of one type of linears (q_proj, down_proj, ...) are rounded to 6 bits in all

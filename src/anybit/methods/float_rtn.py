@@ -36,7 +36,8 @@ BLOCK_WEIGHTS = 1 << 16
 
 
 class FloatRTN(Method):
-    """Options: `type` (e4m3 and the like, int8, auto), `granularity` (row, group of `group_size`, tensor), `search` (none, mse)."""
+    """Options: `type` (e4m3 and the like, int8, auto), `granularity` (row, group of `group_size`, tensor), `search` (mse, none)
+    of the range."""
 
     name: ClassVar[str] = "float-rtn"
     rowwise: ClassVar[bool] = False  # one scale for a tensor, and votes, need all its rows
@@ -114,7 +115,7 @@ def highest(numbers: FloatType) -> float:
 
 
 def rounding(type: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The map (values [N, K], c [N, K]) -> nearest values on the grid of `type` scaled so that c is its largest (or `HIGHEST`)."""
+    """The map (values [N, K], c [N, K]) -> nearest values on the grid of `type`, scaled so that c is its highest number."""
     return _on_integers if type == INT8 else partial(_on_floats, FloatType.parse(type))
 
 

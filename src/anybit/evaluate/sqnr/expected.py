@@ -69,7 +69,9 @@ def flexible(values: Array, exponent: int, mantissa: int, largest: float) -> Arr
 
 def expected_error(grid: Array, density: Density) -> Error:
     """Of rounding to the nearest number of `grid` float64 [L], ascending."""
-    edges = np.concatenate([[-density.bound], ((grid[1:] + grid[:-1]) / 2).clip(-density.bound, density.bound), [density.bound]])
+    edges = np.concatenate(
+        [[-density.bound], ((grid[1:] + grid[:-1]) / 2).clip(-density.bound, density.bound), [density.bound]]
+    )
     below = density.moments(edges)
     mass, first, second = below[:, 1:] - below[:, :-1]
     inside = float(mass.sum())
