@@ -57,7 +57,9 @@ def entry(name, *targets, **options):
 
 
 def test_names_are_sorted_and_complete():
-    assert sorted(NAMES) == NAMES == sorted(["any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4", *WEIGHTS])
+    assert (
+        sorted(NAMES) == NAMES == sorted(["any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4", *WEIGHTS])
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

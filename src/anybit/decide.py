@@ -15,6 +15,8 @@ from anybit.methods.flexq import FlexQInputs, layer_type
 from anybit.recipe import Assignment, planned_form
 from anybit.sensitivity import losses
 
+TOKENS = 256  # of each sample are measured on
+
 
 def decided(job: Job, tokens: Tensor, pool: Workers) -> Job:
     """`job` with nothing left open; tokens int64 [samples, T] are those of the calibration."""
@@ -50,7 +52,7 @@ def _widths(job: Job, tokens: Tensor, pool: Workers) -> tuple[dict[str, Activati
         types = list(dict.fromkeys(map(layer_type, names)))
         probes = [{name: method.spec() for name in names if layer_type(name) == type} for type in types]
         base, *probed = losses(
-            job.source, job.structure, job.assignment.methods, tokens[: method.samples], probes, pool
+            job.source, job.structure, job.assignment.methods, tokens[: method.samples, :TOKENS], probes, pool
         )
         costs = {type: loss - base for type, loss in zip(types, probed, strict=True)}
         wide = method.sensitive(costs)
