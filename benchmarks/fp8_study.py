@@ -27,6 +27,7 @@ from anybit.methods.float_rtn import rounding
 
 BINS = (0, 3, 5, 8, 10, 12, 14, 18, 26, 60)
 CTX = 512
+ROWS = 192
 
 
 def rows_sqnr(rows: Tensor) -> dict[str, Tensor]:
@@ -73,12 +74,18 @@ def by_crest(parts: dict[str, Tensor]) -> list[dict[str, Any]]:
     for low, high in zip(BINS, (*BINS[1:], float("inf")), strict=True):
         inside = (parts["crest"] >= low) & (parts["crest"] < high)
         if inside.any():
-            some = {name: values[inside] for name, values in parts.items()}
-            means = {name: round(float(some[name].mean()), 2) for name in FORMATS}
-            found.append({"crest_from": low, "rows": int(inside.sum()), **means, "int8_better": share(some)})
+            there = {name: values[inside] for name, values in parts.items()}
+            means = {name: round(float(there[name].mean()), 2) for name in FORMATS}
+            found.append({"crest_from": low, "rows": int(inside.sum()), **means, "int8_better": share(there)})
     return found
 
 
+def some(rows: Tensor) -> Tensor:
+    """`ROWS` of the rows, evenly, the first among them (the first token is unlike all others)."""
+    return rows[torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()]
+
+
+@torch.no_grad()
 def measured(model: nn.Module, windows: Tensor) -> dict[str, Any]:
     """Activations and weights of every linear of the blocks: by crest factor, by type of linear, by linear."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in name]
@@ -88,6 +95,7 @@ def measured(model: nn.Module, windows: Tensor) -> dict[str, Any]:
         linears = {}
         for name in names:
             rows = inputs[name] if what == "activations" else model.get_parameter(f"{name}.weight").float()
+            rows = some(rows)
             linears[name] = rows_sqnr(rows[rows.abs().amax(1) > 0])
         types: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
         for name, parts in linears.items():

@@ -1,13 +1,13 @@
 """FlexQ (arXiv 2508.04405): 6-bit weights and 6-bit activations in groups of 128, 8-bit activations where 6 bits hurt.
 
-Weights: symmetric, scale = max|w| / 31, code = round(w / scale) in -32..31 (`methods/rtn.py: SymmetricRTN`). Activations:
-symmetric, one scale per token and group. Where K is no multiple of 128 the last group is short (the paper refuses such
-layers; its GPU tiles want them whole).
+Weights: symmetric, in the paper scale = max|w| / 31, code = round(w / scale) in -32..31 (`methods/rtn.py: SymmetricRTN`); our
+recipes have GPTQ choose codes of the same kind. Activations: symmetric, one scale per token and group. Where K is no multiple
+of 128 the last group is short (the paper refuses such layers; its GPU tiles want them whole).
 
 Which linears keep 8 bits is the paper's outcome but not its procedure, so it is decided anew for every model: with weights
-rounded and everything else float, the inputs of one type of linears (q_proj, down_proj, ...) are rounded to 6 bits in all
-blocks and the loss is measured on calibration text. The types that cost most get 8 bits until what the rest costs, added up,
-is within `budget`.
+rounded (float where their method needs calibration) and everything else float, the inputs of one type of linears (q_proj,
+down_proj, ...) are rounded to 6 bits in all blocks and the loss is measured on calibration text. The types that cost most get
+8 bits until what the rest costs, added up, is within `budget`.
 """
 
 from __future__ import annotations
