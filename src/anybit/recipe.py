@@ -34,6 +34,7 @@ from anybit.methods.base import Method
 from anybit.methods.gptq import GPTQ
 from anybit.methods.grid import AffineGrid
 from anybit.methods.nested import Nested
+from anybit.methods.quik import QUIK
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
 from anybit.transforms.awq_scale import AWQScale
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
     "any-precision": AnyPrecision,
     "anybcq": AnyBCQ,
     "nested": Nested,
+    "quik": QUIK,
 }
 TRANSFORMS: dict[str, type[Transform]] = {
     "awq-scale": AWQScale,
