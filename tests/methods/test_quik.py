@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import anybit
 from anybit.errors import FormatError
 from anybit.formats.activation import IntActivations
 from anybit.formats.affine import Affine
@@ -16,6 +17,7 @@ from anybit.methods.base import InputStats
 from anybit.methods.gptq import GPTQ
 from anybit.methods.quik import QUIK
 from anybit.methods.rtn import RTN
+from tiny_models import save_tiny
 
 FOUR = IntActivations(bits=4, symmetric=False)
 
@@ -85,6 +87,15 @@ def test_count_is_a_number_or_a_share_and_never_more_than_there_are():
     assert QUIK(outliers=16, fraction=0.03125).count(96) == 16
     assert QUIK(outliers=256).count(96) == 96
     assert QUIK(outliers=0).plan((8, 64))["terms"][1:] == []
+
+
+def test_a_layer_that_never_reaches_the_threshold_keeps_no_outliers():
+    weight, x = layer(planted=(3,))
+    stats, top = stats_of(x), float(x.abs().max())
+    calm, wild = QUIK(outliers=5, threshold=top + 0.01), QUIK(outliers=5, threshold=top - 0.01)
+    assert save_terms(calm.quantize(weight, stats), (24, 96))[0] == calm.settle((24, 96), stats) != calm.plan((24, 96))
+    assert torch.equal(dense(calm.quantize(weight, stats)), dense(QUIK(outliers=0).quantize(weight, stats)))
+    assert save_terms(wild.quantize(weight, stats), (24, 96))[0] == wild.settle((24, 96), stats) == wild.plan((24, 96))
 
 
 def test_all_columns_outliers_is_the_float_layer():
@@ -348,3 +359,48 @@ def test_the_check_finds_a_single_third_value(bits, columns):
         tensors["weight"] = CodeTerm.from_codes(damaged, grid).planes
         with pytest.raises(FormatError):
             load_terms(form, tensors)
+
+
+# --- a whole model -------------------------------------------------------------------------------------------------
+
+
+RECIPE = """
+name: mine
+paper: "-"
+summary: "-"
+weights: "-"
+stages:
+  weights:
+    - {name: quik, targets: [down], options: {bits: 8, outliers: 4}}
+    - {name: quik, targets: ["*.o_proj"], options: {bits: 4, outliers: 8, threshold: THRESHOLD}}
+    - {name: quik, targets: [linears], options: {bits: 4, outliers: 8, sparsity: "SPARSITY"}}
+  activations:
+    - {name: int, targets: [linears], options: {bits: 8, symmetric: false}}
+  embeddings:
+    - {name: rtn, targets: [embedding, head], options: {bits: 8, group_size: 32}}
+"""
+
+
+@pytest.mark.parametrize(("threshold", "sparsity"), [(0, "2:4"), (1e6, "none")])
+def test_a_model_with_and_without_outliers_is_written_as_settled(tmp_path, threshold, sparsity):
+    save_tiny("llama", tmp_path / "float")
+    text, recipe, out = tmp_path / "text.txt", tmp_path / "mine.yaml", tmp_path / "out"
+    text.write_text("The quick brown fox jumps over the lazy dog and asks for the way home. 0123456789 " * 12)
+    recipe.write_text(RECIPE.replace("THRESHOLD", str(threshold)).replace("SPARSITY", sparsity))
+    made = anybit.quantize(
+        str(tmp_path / "float"), recipe=str(recipe), out=str(out), calibration=str(text), samples=4, seq_len=32
+    )
+    model = anybit.load(out)  # asks the canary
+    counts = {
+        name: [part["count"] for part in module.form["terms"] if part["term"] == "columns"]
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLinear) and "layers" in name
+    }
+    assert {name: found for name, found in counts.items() if "down" in name} == {n: [4] for n in counts if "down" in n}
+    assert all(found == [8] for name, found in counts.items() if "down" not in name and "o_proj" not in name)
+    assert all(found == ([] if threshold else [8]) for name, found in counts.items() if "o_proj" in name)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    tied = model.get_input_embeddings().weight.numel()
+    assert made["size_bytes"] <= size <= made["size_bytes"] + 2 * tied
+    sparse = [module for name, module in model.named_modules() if name.endswith("q_proj")]
+    assert all(module.terms()[0].sparsity == sparsity.replace("none", "") for module in sparse)

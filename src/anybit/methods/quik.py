@@ -8,6 +8,7 @@ columns, those of outliers decode to exactly 0: nothing is permuted or gathered 
 
 outliers, fraction   count = min(K, max(outliers, int(K * fraction))); the paper has 256 of 4096, and in proportion for the down
                      projection.
+threshold            a layer where no a_k is above it keeps no outliers (the paper's T; 2 T is its choice for 8-bit layers).
 order                of the columns that are rounded: "reach" = ascending a_k (the paper), "activation" = descending diag H,
                      "natural".
 sparsity "2:4"       SparseGPT's joint loop: at least two of four aligned columns are 0, chosen row by row by w^2 / U_kk^2 when the
@@ -46,6 +47,7 @@ class QUIK(AffineGrid):
     symmetric: Literal[True] = True
     outliers: int = Field(default=256, ge=0)
     fraction: float = Field(default=0.0, ge=0, le=1)
+    threshold: float = Field(default=0.0, ge=0)
     order: Literal["reach", "activation", "natural"] = "reach"
     sparsity: Literal["none", "2:4"] = "none"
     damping: float = Field(default=0.01, gt=0, lt=1)
@@ -65,9 +67,18 @@ class QUIK(AffineGrid):
             form["terms"].append({"term": "columns", "count": count})
         return form
 
+    def settle(self, shape: tuple[int, int], stats: InputStats) -> Form:
+        """The plan without the outlier columns where `threshold` says that the layer has none."""
+        return self.within(stats).plan(shape)
+
+    def within(self, stats: InputStats) -> QUIK:
+        """This method for a layer with such inputs: without outliers if none reaches beyond `threshold`."""
+        calm = stats.max_abs is not None and bool(stats.max_abs.max() <= self.threshold)
+        return self.model_copy(update={"outliers": 0, "fraction": 0.0}) if calm else self
+
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """Codes, and the outlier columns as the walk left them."""
-        solved = self.solve(weight, stats)
+        solved = self.within(stats).solve(weight, stats)
         codes = CodeTerm.from_codes(solved.codes, solved.grid, "" if self.sparsity == "none" else self.sparsity)
         if not len(solved.index):
             return [codes]
