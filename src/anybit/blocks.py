@@ -216,7 +216,8 @@ def _quantize_group(
             widths = precisions(form) if len(precisions(form)) > 1 else ()
             errors = {bits: relative_output_error(weight, dense(terms, bits), stats) for bits in widths}
             facts = {"calibration_tokens": stats.tokens, "error": error, "errors": errors}
-            done.append(_account(f"{prefix}.{name}", form, tensors, method, facts, notes))
+            planned = form_word(method.settle((len(weight), weight.shape[1]), named))
+            done.append(_account(f"{prefix}.{name}", form, tensors, planned, facts, notes))
             stream = getattr(method, "stream", None)
             weight.copy_(values if stream is None else dense(terms, stream))
     return done
@@ -243,14 +244,13 @@ def _account(
     name: str,
     form: Form,
     tensors: dict[str, Tensor],
-    method: Method,
+    planned: str,
     facts: dict[str, Any],
     notes: list[str],
 ) -> Quantized:
     shape: tuple[int, int] = (form["shape"][0], form["shape"][1])
     if shape[1] % (size := form["terms"][0].get("group_size", shape[1])):
         notes = [*notes, f"{size} does not divide {shape[1]} columns: the last group of each row has {shape[1] % size}"]
-    planned = form_word(method.plan(shape))
     return Quantized(
         name, form, tensors, row(name, planned, form, tensors, kernel=kernel_name(form, 1), notes=notes, **facts)
     )

@@ -79,7 +79,8 @@ def quantize(
                     step(run, index, name)
             progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
             account |= leave(run)
-        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows, job.changes())
+            forms, account = run.settle(account)
+        ledger = finish_directory(partial, job.source.path, run.shards, account, forms, run.rows, job.changes())
     return summary(job, ledger, out, time.monotonic() - started)
 
 

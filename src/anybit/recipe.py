@@ -5,9 +5,9 @@
       weights:    [{name: gptq, targets: [linears], options: {bits: 4, group_size: 32}}]
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
 
-`targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
-the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
-tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
+`targets` are words (`linears`, `down` = the last of every MLP, `embedding`, `head`) or patterns on module names
+(`model.layers.0.*`, `*.down_proj`); the first entry that matches a tensor has it, and a target that matches nothing is an
+error. The method `float` keeps a tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from anybit.methods.flexq import FlexQInputs
 from anybit.methods.float_rtn import FloatRTN
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
+from anybit.methods.quik import QUIK
 from anybit.methods.rtn import RTN, SymmetricRTN
 from anybit.methods.tender import TenderInputs
 from anybit.methods.tune_tables import TuneTables
@@ -59,6 +60,7 @@ METHODS: dict[str, type[Method]] = {
     "float-rtn": FloatRTN,
     "rtn-symmetric": SymmetricRTN,
     "bipolar": BipolarRTN,
+    "quik": QUIK,
 }
 TRANSFORMS: dict[str, type[Transform]] = {
     "awq-scale": AWQScale,
@@ -79,7 +81,9 @@ ACTIVATIONS: dict[str, type[ActivationMethod]] = {
     "tender": TenderInputs,
 }
 KEEP = "float"
-WORDS = ("linears", "embedding", "head")
+DOWN = ("*.down_proj", "*.fc2", "*.dense_4h_to_h", "*.mlp.c_proj", "*.w2")
+"""What families call the projection that ends an MLP; its input, an activation function's output, is the hardest to round."""
+WORDS = ("linears", "down", "embedding", "head")
 StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings"]
 
 
@@ -168,7 +172,8 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
     learners = [_build(entry, LEARNERS, "learn", problems) for entry in recipe.stages.get("learn", [])]
     ends = [embedding] if tied else [embedding, head]
-    words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
+    down = [name for name in linears if any(fnmatch.fnmatchcase(name, pattern) for pattern in DOWN)]
+    words = {"linears": list(linears), "down": down, "embedding": [embedding], "head": ends[-1:]}
     methods: dict[str, Method | None] = _matched(recipe, "weights", list(linears), METHODS, words, problems)
     methods |= _matched(recipe, "embeddings", ends, METHODS, words, problems)
     inputs = _matched(recipe, "activations", list(linears), ACTIVATIONS, words, problems)

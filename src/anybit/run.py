@@ -17,8 +17,10 @@ from anybit.calibration.statistics import BlockCall, propagate
 from anybit.checkpoint.canary import CANARY, echoes, write_canary
 from anybit.checkpoint.finish import float_tensors
 from anybit.checkpoint.layout import shard_name
-from anybit.checkpoint.ledger import Row
+from anybit.checkpoint.ledger import Row, form_word
 from anybit.checkpoint.partial import Partial, write_shard
+from anybit.formats.decoder import Form
+from anybit.formats.terms import stored_bits
 from anybit.held_out import HeldOut
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
@@ -202,10 +204,20 @@ class Run:
         for name in modules:
             tensors |= float_tensors(self.job.model.get_submodule(name), name, names, self.job.dtype)
         write_shard(self.partial.root / shard_name(number, self.shards), tensors)
-        notes = self.job.notes
-        self.rows += [
-            found.row.model_copy(update={"notes": [*found.row.notes, *notes.get(found.name, [])]}) for found in done
-        ]
+        for found in done:
+            settled = form_word(found.form) != form_word(self.job.forms[found.name])
+            notes = [*found.row.notes, *self.job.notes.get(found.name, [])]
+            self.rows.append(found.row.model_copy(update={"notes": notes, "settled": found.form if settled else {}}))
+
+    def settle(self, account: dict[str, Any]) -> tuple[dict[str, Form], dict[str, Any]]:
+        """Every form as it was written, and `account` with the sizes that follow."""
+        settled = {row.name: row.settled for row in self.rows if row.settled}
+        if not settled:
+            return dict(self.job.forms), account
+        saved = sum(stored_bits(self.job.forms[name]) - stored_bits(form) for name, form in settled.items()) // 8
+        size = account["size_bytes"] - saved
+        bits = account["bits_per_weight"] * size / account["size_bytes"]
+        return self.job.forms | settled, account | {"size_bytes": size, "bits_per_weight": bits}
 
     def commit(self, index: int, done: list[Quantized], modules: list[str]) -> None:
         """Put everything up to the input of block `index` on disk, in the order that survives a kill at any moment."""

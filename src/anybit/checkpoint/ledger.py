@@ -26,7 +26,8 @@ class Row(BaseModel):
     `planned` and `actual` are words such as "affine4g32"; `error` is the relative output error on the calibration inputs (or
     the relative weight error where none were needed, then `calibration_tokens` is 0), `errors` the same at every precision
     of a nested weight; `kernel` runs it on the machine that wrote the row; `sha256` holds one hash per tensor on disk;
-    `precisions` are the widths it can be read at.
+    `precisions` are the widths it can be read at; `settled` is the form where statistics decided on another than was planned
+    before any work.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,6 +46,7 @@ class Row(BaseModel):
     sha256: dict[str, str]
     notes: list[str] = []
     precisions: list[int] = []
+    settled: dict[str, Any] = {}
 
 
 class Ledger(BaseModel):

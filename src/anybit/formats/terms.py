@@ -8,7 +8,7 @@ planes) and its decoder's tensors; later code terms add `_1`, `_2`, ...; columns
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from anybit.formats.floating import Floating
 from anybit.formats.form import precisions as precisions
 from anybit.formats.nested_affine import NestedAffine
 from anybit.formats.planes import pack, row_bytes, unpack
+from anybit.formats.sparsity import check_sparsity
 
 DECODERS: dict[str, type[Decoder]] = {
     "affine": Affine,
@@ -49,17 +50,20 @@ class CodeTerm:
         decoder: its `bits` equals b.
         shape: (N, K) of the whole weight.
         columns: (start, stop) of the columns this term covers; (0, K) unless precision is mixed along K.
+        sparsity: "2:4" when at least two of four aligned columns decode to 0, checked at load; else empty.
     """
 
     planes: Tensor
     decoder: Decoder
     shape: Shape
     columns: tuple[int, int]
+    sparsity: str = ""
 
     @classmethod
-    def from_codes(cls, codes: Tensor, decoder: Decoder) -> CodeTerm:
+    def from_codes(cls, codes: Tensor, decoder: Decoder, sparsity: str = "") -> CodeTerm:
         """A term that covers the whole weight, from codes uint8 [N, K]."""
-        return cls(pack(codes, decoder.bits), decoder, (codes.shape[0], codes.shape[1]), (0, codes.shape[1]))
+        shape = (codes.shape[0], codes.shape[1])
+        return cls(pack(codes, decoder.bits), decoder, shape, (0, codes.shape[1]), sparsity)
 
     def dense(self, bits: int | None = None) -> Tensor:
         """float32 [N, K] at precision `bits` (default: all planes)."""
@@ -108,15 +112,17 @@ def dense(terms: Sequence[Term], bits: int | None = None) -> Tensor:
 
 
 def row_slice(term: Term, start: int, stop: int) -> Term:
-    """The term of rows start..stop-1 alone; every decoder's tensors have one entry per row."""
+    """The term of rows start..stop-1 alone; every decoder's tensors have one entry per row. What all rows share is copied: two
+    layers cannot be saved over one memory."""
     if isinstance(term, LowRankTerm):
-        return LowRankTerm(term.u[start:stop], term.v)
+        return LowRankTerm(term.u[start:stop], term.v.clone())
     shape = (stop - start, term.shape[1])
     if isinstance(term, ColumnsTerm):
-        return ColumnsTerm(term.index, term.weight[start:stop], shape)
+        return ColumnsTerm(term.index.clone(), term.weight[start:stop], shape)
     form = term.decoder.form()
     rows = {name: tensor[start:stop] for name, tensor in term.decoder.tensors().items()}
-    return CodeTerm(term.planes[:, start:stop], DECODERS[form["kind"]].restore(form, rows), shape, term.columns)
+    decoder = DECODERS[form["kind"]].restore(form, rows)
+    return replace(term, planes=term.planes[:, start:stop], decoder=decoder, shape=shape)
 
 
 def save_terms(terms: Sequence[Term], shape: Shape) -> tuple[Form, dict[str, Tensor]]:
@@ -127,7 +133,8 @@ def save_terms(terms: Sequence[Term], shape: Shape) -> tuple[Form, dict[str, Ten
     for term in terms:
         if isinstance(term, CodeTerm):
             suffix = f"_{codes}" if codes else ""
-            forms.append({"term": "code", "columns": list(term.columns), **term.decoder.form()})
+            sparsity = {"sparsity": term.sparsity} if term.sparsity else {}
+            forms.append({"term": "code", "columns": list(term.columns), **term.decoder.form(), **sparsity})
             tensors["weight" + suffix] = term.planes
             tensors |= {name + suffix: tensor for name, tensor in term.decoder.tensors().items()}
             codes += 1
@@ -199,7 +206,10 @@ def _load_term(part: Form, suffix: str, form: Form, tensors: Mapping[str, Tensor
     start, stop = part["columns"]
     names = decoder.specs(part, (shape[0], stop - start))
     restored = decoder.restore(part, {name: tensors[name + suffix] for name in names})
-    return CodeTerm(tensors["weight" + suffix], restored, shape, (start, stop))
+    planes, sparsity = tensors["weight" + suffix], part.get("sparsity", "")
+    if sparsity:
+        check_sparsity(planes, part)
+    return CodeTerm(planes, restored, shape, (start, stop), sparsity)
 
 
 def _suffixed(form: Form) -> list[tuple[dict[str, Any], str]]:

@@ -89,6 +89,10 @@ class Method(BaseModel):
         """The form that `quantize` will give a weight of `shape` (N, K), known before any work."""
         raise NotImplementedError
 
+    def settle(self, shape: tuple[int, int], stats: InputStats) -> Form:
+        """The same once the statistics are known, for methods whose statistics decide on the form; at most as many bits."""
+        return self.plan(shape)
+
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """Terms that stand for `weight` float32 [N, K]. Deterministic; `weight` is not changed."""
         raise NotImplementedError
