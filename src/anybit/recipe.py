@@ -30,8 +30,10 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
+from anybit.methods.dgq import DGQ
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
+from anybit.methods.qoq import QoQ
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
 from anybit.transforms.awq_scale import AWQScale
@@ -50,6 +52,8 @@ METHODS: dict[str, type[Method]] = {
     "any-precision": AnyPrecision,
     "anybcq": AnyBCQ,
     "nested": Nested,
+    "qoq": QoQ,
+    "dgq": DGQ,
 }
 TRANSFORMS: dict[str, type[Transform]] = {
     "awq-scale": AWQScale,
