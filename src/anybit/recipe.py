@@ -39,6 +39,7 @@ from anybit.methods.tune_tables import TuneTables
 from anybit.transforms.awq_scale import AWQScale
 from anybit.transforms.base import Transform
 from anybit.transforms.hadamard import Hadamard
+from anybit.transforms.percentile_smooth import PercentileSmooth
 from anybit.transforms.reorder import Reorder
 from anybit.transforms.rotate import Rotate
 from anybit.transforms.shift import Shift
@@ -63,6 +64,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "reorder": Reorder,
     "smooth-attention": SmoothAttention,
     "shift": Shift,
+    "percentile-smooth": PercentileSmooth,
 }
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}

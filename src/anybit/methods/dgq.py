@@ -91,12 +91,12 @@ class DGQ(TwoLevel):
         best, middle, least = torch.zeros_like(low), torch.zeros_like(low), torch.full_like(low, torch.inf)
         for ratio in _ratios(self.group_steps, GROUP_LEAST):
             scale = ratio * (high - low) / top
-            zero = (-ratio * low / scale).round().clamp(0, top)
-            steps = (parts / scale[..., None]).round().clamp(-zero[..., None], top - zero[..., None])
-            loss = group_loss(steps * scale[..., None] - parts, blocks)
-            better = loss < least
-            best, middle = torch.where(better, scale, best), torch.where(better, zero, middle)
-            least = torch.minimum(loss, least)
+            for zero in self.near(-ratio * low / scale):
+                steps = (parts / scale[..., None]).round().clamp(-zero[..., None], top - zero[..., None])
+                loss = group_loss(steps * scale[..., None] - parts, blocks)
+                better = loss < least
+                best, middle = torch.where(better, scale, best), torch.where(better, zero, middle)
+                least = torch.minimum(loss, least)
         return best, middle
 
 

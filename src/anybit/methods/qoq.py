@@ -114,14 +114,13 @@ class QoQ(TwoLevel):
         widest, least = ((high - low) / self._top).ceil().clamp_min(1), group_loss(best.errors(parts), blocks)
         for less in range(int(widest.max() * (1 - LEAST)) + 1):
             scale = torch.maximum(widest - less, (widest * LEAST).ceil())
-            zero = (-low * torch.minimum(1 / scale, self._top / (high - low))).round().clamp(0, self._top)
-            found = replace(best, scale=scale, zero=zero)
-            loss = group_loss(found.errors(parts), blocks)
-            better = loss < least
-            best = replace(
-                best, scale=torch.where(better, scale, best.scale), zero=torch.where(better, zero, best.zero)
-            )
-            least = torch.minimum(loss, least)
+            for zero in self.near(-low * torch.minimum(1 / scale, self._top / (high - low))):
+                loss = group_loss(replace(best, scale=scale, zero=zero).errors(parts), blocks)
+                better = loss < least
+                best = replace(
+                    best, scale=torch.where(better, scale, best.scale), zero=torch.where(better, zero, best.zero)
+                )
+                least = torch.minimum(loss, least)
         return best
 
     def _range(self, parts: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:

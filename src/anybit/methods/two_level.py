@@ -25,10 +25,12 @@ BLOCK_WEIGHTS = 1 << 17
 
 
 class TwoLevel(Method):
-    """Options and form of both: `bits` of a code, `group_size` columns a group (-1: one group a row)."""
+    """Options and form of both: `bits` of a code, `group_size` columns a group (-1: one group a row), and `zeros`: how far from the
+    zero that fits the range others are tried (beyond the papers, which have 0)."""
 
     bits: int = Field(default=4, ge=2, le=8)
     group_size: int = Field(default=128, ge=-1)
+    zeros: int = Field(default=0, ge=0, le=7)
 
     @field_validator("group_size")
     @classmethod
@@ -45,6 +47,11 @@ class TwoLevel(Method):
     def columns_per_group(self, columns: int) -> int:
         """The group size for rows of `columns`; the last group of a row is shorter when it does not divide them."""
         return columns if self.group_size == -1 else min(self.group_size, columns)
+
+    def near(self, zero: Tensor) -> Iterator[Tensor]:
+        """Integer zeros to try for the real one of a range, float32 [N, G]."""
+        for offset in range(-self.zeros, self.zeros + 1):
+            yield (zero.round() + offset).clamp(0, 2**self.bits - 1)
 
 
 @dataclass(frozen=True)
