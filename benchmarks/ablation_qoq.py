@@ -2,9 +2,9 @@
 
     python benchmarks/ablation_qoq.py --out benchmarks/results/ablation-dual-smollm2.json [--windows 24] [SPEC ...]
 
-A SPEC is a recipe, `-NAME` for every transform to leave out, and overrides: "qoq-w4a8kv4 -reorder weights.clip=none". The default
-is the table `SPECS`. A row says how much log perplexity the SPEC has over the float model and over its reference (the first row of
-its recipe), each with the standard error over windows. Resumable: rows already in the file are kept.
+A SPEC is a recipe, `-NAME` for every transform to leave out, and overrides: "qoq-w4a8kv4 -reorder weights.clip=none".
+The default is the table `SPECS`. A row says how much log perplexity the SPEC has over the float model and over its whole
+recipe, each with the standard error over windows. Resumable: rows already in the file are kept.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("specs", nargs="*", default=SPECS)
     options = parser.parse_args()
     table = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": []}
-    table |= {"what": f"demo on wiki-test, {options.windows} windows of {CTX}; calibration wiki {options.samples} x 512"}
+    table |= {
+        "what": f"demo on wiki-test, {options.windows} windows of {CTX}; calibration wiki {options.samples} x 512"
+    }
     table |= {"machine": machine(), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     if "float" not in table:
         table["float"] = window_nll("demo", options.windows).tolist()

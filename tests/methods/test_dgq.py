@@ -109,7 +109,10 @@ def test_two_phases_are_near_the_joint_search():
         least = torch.full((4, 4), torch.inf)
         for j in range(21):
             step = (high - low) * (1.02 - 0.22 * j / 20) / 15
-            zero, scale = (-low * 15 / (high - low)).round()[..., None], (step / channel).round().clamp_min(1)[..., None]
+            zero, scale = (
+                (-low * 15 / (high - low)).round()[..., None],
+                (step / channel).round().clamp_min(1)[..., None],
+            )
             limited = (parts / channel[..., None]).clamp(-127, 127)
             codes = (limited / scale).round().clamp(-zero, 15 - zero).clamp(-(127 // scale), 127 // scale)
             least = torch.minimum(least, group_loss(codes * scale * channel[..., None] - parts, blocks))

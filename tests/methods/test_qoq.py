@@ -71,7 +71,9 @@ def test_the_planned_form_is_the_saved_one(group, columns):
 
 
 def row_losses(levels, weight, hessian):
-    return group_loss(levels.errors(by_group(weight, levels.group_size)), group_blocks(hessian, levels.group_size)).sum(1)
+    return group_loss(levels.errors(by_group(weight, levels.group_size)), group_blocks(hessian, levels.group_size)).sum(
+        1
+    )
 
 
 def test_the_search_of_each_level_loses_less():

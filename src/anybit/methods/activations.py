@@ -75,7 +75,8 @@ class _Ranged(ActivationMethod):
 
 
 class IntInputs(_Ranged):
-    """Integers; options as `formats/activation.py: IntActivations`, `percentile` and `recurring` for static scales (symmetric only)."""
+    """Integers; options as `formats/activation.py: IntActivations`, and `percentile` and `recurring` for static scales
+    (symmetric only)."""
 
     name: ClassVar[str] = "int"
     bits: int = Field(default=8, ge=2, le=8)

@@ -1,14 +1,14 @@
 """QoQ's progressive weights (QServe, Lin et al., arXiv 2405.04532): int8 per row, then 4-bit codes inside each group of it.
 
-Level 1: channel = max |row| / 119. Level 2, on weights in those units: scale = round((max - min) / 15) as an integer, zero = round(-min
-/ scale) with 0 in the range. Weights are clamped to +-119 (the protective range), so that code products stay within int8 (121 at
-most). Then GPTQ on the level-1 weights with both levels fixed.
+Level 1: channel = max |row| / 119. Level 2, on weights in those units: an integer scale = round((max - min) / 15) and
+zero = round(-min / scale), with 0 in the range. Weights are clamped to +-119 (the protective range), so that products of
+codes stay within int8 (121 at most). Then GPTQ on the level-1 weights with both levels fixed.
 
-clip      how ranges are shrunk, level by level: level 1 over `steps` ratios down to 0.2 by the loss of the whole row, level 2 per
-          group. "output" (the paper): the error of the layer's output, from the group's own block of H; "hessian": from its
-          diagonal, as GPTQ sees the other columns to the rest; "none". Level 2 has integer scales 1..16, so instead of the
-          paper's 80 ratios every integer scale from the one that covers the range (rounded up) to a fifth of it is tried.
-protect   119 with the paper's range; lower bits than 4 also need the clamp of codes in `two_level.rounded`.
+clip      how ranges are shrunk, level by level: level 1 over `steps` ratios down to 0.2 by the loss of the whole row,
+          level 2 per group. "output" (the paper): the error of the layer's output, from the group's own block of H;
+          "hessian": from its diagonal, since GPTQ makes up for the rest; "none". Level 2 has integer scales 1..16, so
+          instead of the paper's 80 ratios every integer from the one that covers the range down to a fifth is tried.
+protect   119, the paper's range; fewer than 4 bits also need the clamp of codes in `two_level.rounded`.
 
 Left out: the error of the attention block's output for query and key ranges (the paper's refinement; here they have the
 layer's own error). group_size -1 is the paper's per-channel variant: one float scale and zero a row, which is the affine grid.

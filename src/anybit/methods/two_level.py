@@ -1,8 +1,8 @@
 """Two-level weights, what QoQ and DGQ share: value = channel[n] * (scale[n, g] * (code - zero[n, g])), integers inside.
 
-Level 1 is one float scale per output row, in whose units a weight is within -127..127; level 2 an integer scale and zero per group
-of columns. Both methods choose the two levels first and codes last; here is how codes are rounded, what a choice costs, and
-how the result is written.
+Level 1 is one float scale per output row, in whose units a weight is within -127..127; level 2 an integer scale and zero
+per group of columns. Both methods choose the two levels first and codes last; here is how codes are rounded, what a choice
+costs, and how the result is written.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ BLOCK_WEIGHTS = 1 << 17
 
 
 class TwoLevel(Method):
-    """Options and form of both: `bits` of a code, `group_size` columns a group (-1: one group a row), and `zeros`: how far from the
-    zero that fits the range others are tried (beyond the papers, which have 0)."""
+    """Options and form of both: `bits` of a code, `group_size` columns a group (-1: one group a row), and `zeros`: how far
+    from the zero that fits the range others are tried (beyond the papers, which have 0)."""
 
     bits: int = Field(default=4, ge=2, le=8)
     group_size: int = Field(default=128, ge=-1)

@@ -1,10 +1,10 @@
 """Percentile smoothing (DGQ, arXiv 2310.04836): flatten only the few channels of largest reach, into the weights that read them.
 
-a_c = max |x_c| over calibration, t = the m-th largest of them, m = int(share * C + 1.5). s_c = a_c / t for the m - 1 channels above t,
-1 for all others: those channels end exactly at t, nothing else moves, no weight is looked at. What a norm writes is
-smoothed, and what `linears` names (the input of the down projection, through the rows of up). `cap` (beyond the
-paper's code, where such a limit exists but is off) bounds how far a channel's weights may grow past the largest of all others,
-since a column far above its group takes the group's whole range.
+a_c = max |x_c| over calibration, t = the m-th largest of them, m = int(share * C + 1.5). s_c = a_c / t for the m - 1
+channels above t, 1 for all others: those channels end exactly at t, nothing else moves, no weight is looked at. What a norm
+writes is smoothed, and what `linears` names (the input of the down projection, through the rows of up). `cap` (the paper's
+code has such a limit, off) bounds how far a channel's weights may grow past the largest of all others, since a column
+far above its group takes the group's whole range.
 """
 
 from __future__ import annotations
