@@ -23,7 +23,7 @@ ORDER = [
     {"loading"},
     {"pipeline"},
     {"run"},
-    {"held_out", "tune_block"},
+    {"held_out", "learn_block", "tune_block"},
     {"blocks", "job"},
     {"recipe"},
     {"transforms", "allocation"},

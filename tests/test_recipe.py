@@ -255,4 +255,4 @@ def test_methods_go_by_their_own_name(name):
     method = (METHODS | TRANSFORMS | COMPENSATIONS)[name]
     assert issubclass(method, Method | Transform)
     assert method.name == name
-    assert method.needs <= {"hessian", "inputs", "mean_abs"}
+    assert issubclass(method, Transform) or method.needs <= {"hessian", "inputs", "mean_abs"}

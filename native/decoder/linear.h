@@ -9,7 +9,7 @@
 
 namespace anybit {
 
-constexpr size_t kRowWork = 16 * 1024;  // floats: less is done before a second thread has woken
+constexpr size_t kRowWork = 4 * 1024;  // floats: less is not worth asking a second thread, which looks for work while a step is made
 
 // body(t) for rows t < rows of `width` floats each.
 template <class Body>

@@ -34,7 +34,7 @@ struct Candidate {
 };
 
 constexpr size_t kMaxTop = 64;            // likeliest tokens a row can ask for
-constexpr size_t kTopRows = 8;            // rows the fused head takes at a time
+constexpr size_t kTopRows = 16;           // rows the fused head takes at a time
 constexpr size_t kTopBlock = 64;          // in blocks of 16 vocabulary rows: what one candidate list covers
 
 struct Workspace {

@@ -91,11 +91,7 @@ def enter(run: Run, done: dict[str, Any]) -> None:
     if done:
         run.resume(done)
         return
-    hidden, _ = run.activations(0)
-    for sample, ids in enumerate(run.tokens):
-        hidden.write(sample, run.entry.hidden(ids))
-    run.start_canary()
-    run.held_out.enter()
+    run.start()
     run.commit(0, table, [structure.embedding, *structure.pre])
 
 
@@ -110,6 +106,7 @@ def step(run: Run, index: int, name: str) -> None:
         transform.apply(call, graph, source, run.pool)
     run.held_out.float_pass(index, block)
     original = run.original(block)
+    run.learn(index, call, graph, original)
     done = quantize_block(name, call, graph, source, run.job.assignment, run.pool, run.allow_unseen, run.fisher(index))
     done = run.compensate(name, call, source, original, done)
     propagate(call, source, target, run.pool)
@@ -133,7 +130,7 @@ def leave(run: Run) -> dict[str, Any]:
 
 
 def summary(job: Job, ledger: Ledger, out: str, seconds: float) -> dict[str, Any]:
-    """What `anybit quantize` tells: sizes in bytes, bits per weight over the model, this process's peak memory."""
+    """What `anybit quantize` tells: sizes in bytes, bits per weight over the model, peak memory."""
     return {
         "model": job.source.name,
         "recipe": job.recipe.name,

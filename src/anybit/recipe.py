@@ -7,7 +7,7 @@
 
 `targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
 the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
-tensor as it is.
+tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from anybit.errors import RecipeError, nearest
 from anybit.formats.form import Form
 from anybit.layers.inputs import Op
+from anybit.methods.abq import ABQ
 from anybit.methods.activations import ActivationMethod, FloatInputs, IntInputs
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
@@ -32,6 +33,7 @@ from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
 from anybit.methods.dgq import DGQ
 from anybit.methods.gptq import GPTQ
+from anybit.methods.grid import AffineGrid
 from anybit.methods.nested import Nested
 from anybit.methods.qoq import QoQ
 from anybit.methods.rtn import RTN
@@ -67,10 +69,11 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "percentile-smooth": PercentileSmooth,
 }
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
+LEARNERS: dict[str, type[ABQ]] = {"abq": ABQ}
 ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
-StageName = Literal["transform", "weights", "activations", "compensate", "embeddings"]
+StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings"]
 
 
 class Entry(BaseModel):
@@ -105,6 +108,7 @@ class Assignment:
     methods: Mapping[str, Method | None]
     compensations: tuple[TuneTables, ...] = ()
     activations: Mapping[str, ActivationMethod] = field(default_factory=dict)
+    learners: tuple[ABQ, ...] = ()
     linears: frozenset[str] = frozenset()
 
     def ops(self, name: str, columns: int) -> list[Op]:
@@ -155,6 +159,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     problems: list[str] = []
     transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
     tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
+    learners = [_build(entry, LEARNERS, "learn", problems) for entry in recipe.stages.get("learn", [])]
     ends = [embedding] if tied else [embedding, head]
     words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
     methods: dict[str, Method | None] = _matched(recipe, "weights", list(linears), METHODS, words, problems)
@@ -168,23 +173,25 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append(
             f"weights: no entry covers {missing[0]} ({len(missing)} in all); add a target, or name: float to keep it"
         )
+    if any(isinstance(found, Rotate) for found in transforms[1:]):
+        problems.append("transform: rotate comes once and first, since the others measure the stream it turns")
     if transforms and any(method is not None and method.gradients for method in methods.values()):
         problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
+    if learners and any(m is not None and not isinstance(m, AffineGrid) for n, m in methods.items() if n in linears):
+        problems.append("learn: 'abq' learns for affine grids; use rtn or gptq for weights")
     if problems:
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
     inputs = {name: found for name, found in inputs.items() if found}
-    return Assignment(
-        tuple(transforms),
-        {name: methods.get(name) for name in [*linears, *ends]},
-        tuple(tunings),
-        inputs,
-        frozenset(linears),
-    )
+    every = {name: methods.get(name) for name in [*linears, *ends]}
+    return Assignment(tuple(transforms), every, tuple(tunings), inputs, tuple(learners), frozenset(linears))
 
 
 def check_inputs(assignment: Assignment, columns: Mapping[str, int]) -> None:
-    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot; `columns`:
-    how many inputs every module has."""
+    """Raise RecipeError for a linear whose input changes at run time while its layer stays float, which cannot, and for a
+    transform of inputs that chooses none; `columns`: how many inputs every module has."""
+    for found in assignment.transforms:
+        if isinstance(found, Hadamard) and not any(found.inputs(name, columns[name]) for name in assignment.linears):
+            raise RecipeError(f"transform: hadamard.linears {list(found.linears)} matches no linear of this model")
     for name, method in assignment.methods.items():
         if method is None and (ops := assignment.ops(name, columns[name])):
             raise RecipeError(

@@ -22,6 +22,9 @@ from anybit.checkpoint.partial import Partial, write_shard
 from anybit.held_out import HeldOut
 from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
+from anybit.learn_block import Lesson, learn_block
+from anybit.methods.grid import AffineGrid
+from anybit.models.graph import BlockGraph
 from anybit.models.source import release
 from anybit.tune_block import tune_block
 
@@ -52,6 +55,7 @@ class Run:
         self.held_out = HeldOut(job, partial.state, tokens[1], self.entry, pool)
         self.next, self.shards = 0, len(job.structure.blocks) + 2
         self.rows: list[Row] = []
+        self.notes: list[str] = []
 
     def table(self, name: str) -> list[Quantized]:
         """Load the embedding or head `name`, quantized if the recipe says so, into the model; its entry for the
@@ -97,9 +101,14 @@ class Run:
             Activations(state / f"canary-{index}", 1 + echoed, len(self.canary), width),
         )
 
-    def start_canary(self) -> None:
-        """What enters the first block for the canary's tokens, and its echoes."""
-        _, canary = self.activations(0)
+    def start(self) -> None:
+        """Put on disk what enters the first block: of the calibration and held-out tokens, of the canary and its echoes."""
+        hidden, canary = self.activations(0)
+        for sample, ids in enumerate(self.tokens):
+            states = self.entry.hidden(ids)
+            for file in (hidden, *self.float_stream(0).values()):
+                file.write(sample, states)
+        self.held_out.enter()
         first = self.entry.hidden(self.canary)
         for number, states in enumerate([first, *echoes(first, canary.samples - 1)]):
             canary.write(number, states)
@@ -129,14 +138,43 @@ class Run:
         return load_file(path) if path.is_file() else {}
 
     def original(self, block: nn.Module) -> nn.Module | None:
-        """A copy of a block as it is before it is quantized, if the recipe's compensations will want one."""
-        return copy.deepcopy(block) if self.job.assignment.compensations else None
+        """A copy of a block as it is before it is quantized, if the recipe's learners or compensations will want one."""
+        wanted = self.job.assignment.compensations or self.job.assignment.learners
+        return copy.deepcopy(block) if wanted else None
+
+    def learn(self, index: int, call: BlockCall, graph: BlockGraph, original: nn.Module | None) -> None:
+        """What the recipe's learners make of block `index`, judged by the float block and the float model's own stream."""
+        assignment, structure = self.job.assignment, self.job.structure
+        if not assignment.learners or original is None:
+            return
+        prefix, source = structure.blocks[index], self.activations(index)[0]
+        stream, target = self.float_stream(index)["float"], self.float_stream(index + 1)["float"]
+        propagate(BlockCall(original, call.arguments, call.in_flight), stream, target, self.pool)
+        own = Activations(self.partial.state / "targets", source.samples, *source.shape)
+        maps = Activations(self.partial.state / "maps", source.samples, source.shape[0], source.shape[0])
+        named = [(name, f"{prefix}.{name}") for name in graph.linears]
+        grids = {n: method for n, full in named if isinstance(method := assignment.methods.get(full), AffineGrid)}
+        inputs = {name: assignment.activations[full] for name, full in named if full in assignment.activations}
+        for learner in assignment.learners:
+            corrected = learner.corrects(index, len(structure.blocks))
+            lesson = Lesson(original, source, target, own, maps, grids, inputs, corrected)
+            self.notes.append(learn_block(call, graph, learner, lesson, self.pool))
+        for file in (own, maps):
+            file.path.unlink(missing_ok=True)
+
+    def float_stream(self, index: int) -> dict[str, Activations]:
+        """Hidden states of the float model that enter block `index`, where a learner wants them."""
+        if not self.job.assignment.learners:
+            return {}
+        count, length = self.tokens.shape
+        path = self.partial.state / f"float-{index}"
+        return {"float": Activations(path, count, length, self.job.structure.geometry.hidden)}
 
     def compensate(
         self, name: str, call: BlockCall, source: Activations, original: nn.Module | None, done: list[Quantized]
     ) -> list[Quantized]:
         """`done` after the recipe's compensations of block `name`, judged by the float block on the same inputs."""
-        if original is None or not done:
+        if original is None or not done or not self.job.assignment.compensations:
             return done
         targets = Activations(self.partial.state / "targets", source.samples, *source.shape)
         propagate(BlockCall(original, call.arguments, call.in_flight), source, targets, self.pool)
@@ -145,6 +183,11 @@ class Run:
             done = tune_block(name, call, source, targets, method, done, self.pool)
         targets.path.unlink()
         return done
+
+    def _files(self, index: int) -> list[Activations]:
+        """All hidden states that enter block `index`."""
+        streams = (self.held_out.files(index), self.float_stream(index))
+        return [*self.activations(index), *(file for stream in streams for file in stream.values())]
 
     def resume(self, done: dict[str, Any]) -> None:
         """Go on from what `commit` recorded."""
@@ -162,11 +205,11 @@ class Run:
     def commit(self, index: int, done: list[Quantized], modules: list[str]) -> None:
         """Put everything up to the input of block `index` on disk, in the order that survives a kill at any moment."""
         self.store(index + 1, done, modules)
-        for activations in (*self.activations(index), *self.held_out.files(index).values()):
+        for activations in self._files(index):
             activations.sync()
         self.next = index
         self.partial.commit({"next": index, "rows": [row.model_dump() for row in self.rows]})
-        for activations in (*self.activations(index - 1), *self.held_out.files(index - 1).values()):
+        for activations in self._files(index - 1):
             activations.path.unlink(missing_ok=True)
         if index:
             (self.partial.state / f"fisher-{index - 1}.safetensors").unlink(missing_ok=True)

@@ -142,6 +142,8 @@ def simulate(share, tokens=2000, slope=0.2, pace=None, guessing=0.0, levels=1):
         pace.passed(4, count + 1, seconds)
         right = next((at for at in range(count) if draw.random() >= share), count)
         pace.judged(level, 4, count, right, guessing * count)
+        if not count and not guessing:
+            pace.seen(level, 4, draw.random() < share)
         done += 1 + right
     return now / tokens
 
@@ -153,9 +155,9 @@ def test_guessing_stops_where_it_does_not_pay_and_goes_on_where_it_does():
     assert simulate(0.0, levels=500) < 1.012  # every guess looks as good as the first
     assert simulate(0.95) < 0.45
     assert simulate(0.6) < 0.9
-    assert simulate(0.0, pace=Pace(3.0), guessing=0.6) < 1.015
-    assert simulate(0.9, pace=Pace(3.0), guessing=0.3) < 0.75
-    assert simulate(0.9, pace=Pace(3.0), guessing=1.0) < 1.015
+    assert simulate(0.0, pace=Pace((0.7,), allowance=3.0, tries=True), guessing=0.6) < 1.015
+    assert simulate(0.9, pace=Pace((0.7,), allowance=3.0, tries=True), guessing=0.3) < 0.8
+    assert simulate(0.9, pace=Pace((0.7,), allowance=3.0, tries=True), guessing=1.0) < 1.015
 
 
 def test_a_text_that_begins_to_repeat_is_noticed():

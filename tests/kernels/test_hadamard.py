@@ -7,6 +7,7 @@ import torch
 
 from anybit.errors import FormatError, KernelUnavailable
 from anybit.kernels.hadamard import op, reference
+from anybit.kernels.hadamard.orders import LARGEST, known, order, sizes_for
 from anybit.kernels.native import native, set_threads
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 1024, 4096, 3, 6, 12, 40, 576, 1536)
@@ -75,3 +76,60 @@ def test_wrong_input_is_refused():
             op.hadamard_(values(4, 24), block)
     with pytest.raises(KernelUnavailable, match="known: native, reference"):
         op.hadamard_(values(4, 8), impl="magic")
+
+
+def test_every_order_is_a_hadamard_matrix():
+    found = [m for m in range(1, LARGEST + 1) if known(m)]
+    assert set(found) >= {1, 12, 20, 28, 36, 44, 60, 68, 76, 84, 108, 124, 132, 140, 148, 228, 252}
+    assert not {2, 4, 52, 92, 100, 116, 156, 172, 188} & {m for m in found if m % 8 == 4 and m > 4}
+    for m in found:
+        matrix = order(m)
+        assert torch.equal(matrix.abs(), torch.ones(m, m, dtype=torch.float64))
+        assert torch.equal(matrix @ matrix.T, m * torch.eye(m, dtype=torch.float64))
+        assert bool((matrix[0] == 1).all() and (matrix[:, 0] == 1).all())
+    with pytest.raises(FormatError, match="order 172"):
+        order(172)
+
+
+def test_sizes():
+    whole = {64: (1, 64), 576: (36, 16), 1536: (12, 128), 5632: (44, 128), 14336: (28, 512), 13824: (108, 128)}
+    whole |= {96: (12, 8), 6: (1, 2)}
+    assert {columns: sizes_for(columns) for columns in whole} == whole
+    assert sizes_for(11008) == (1, 256)  # 43 * 256: no matrix of order 172 here
+    assert sizes_for(4 * 13 * 3 * 8)[0] == 12  # 13 * 4 = 52 is missing, 3 * 4 is there
+
+
+@pytest.mark.parametrize("sizes", [(12, 8), (36, 16), (28, 1), (1, 64), (20, 4)])
+def test_mixed_orders_equal_the_matrix(isa, sizes):
+    columns = 2 * sizes[0] * sizes[1]
+    x = values(3, 2, columns)
+    matrix = torch.block_diag(*[reference.mixed(sizes)] * 2)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(columns, dtype=torch.float64))
+    want = x.double() @ matrix
+    bound = 1e-6 * float(x.norm(dim=-1).max())
+    before = x.clone()
+    for y in (
+        op.hadamard(x, sizes, impl="native"),
+        op.hadamard(x, sizes, impl="reference"),
+        reference.factored(x, sizes),
+    ):
+        assert y.dtype == x.dtype
+        assert float((y - want).abs().max()) < bound
+    assert torch.equal(x, before)
+    torch.testing.assert_close(reference.factored(want, sizes, transpose=True), x.double(), rtol=1e-9, atol=1e-9)
+    assert op.hadamard(x.bfloat16(), sizes).dtype == torch.bfloat16
+    turned = op.hadamard(x.transpose(0, 1), sizes)
+    assert torch.equal(turned, op.hadamard(x, sizes).transpose(0, 1))
+
+
+def test_gradients_go_back_through_the_transpose():
+    x = values(2, 24).requires_grad_()
+    op.hadamard(x, (12, 2)).backward(gradient := values(2, 24))
+    expected = reference.factored(gradient.double(), (12, 2), transpose=True)
+    torch.testing.assert_close(x.grad.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(12, 3), (52, 1), (12, 16), (0, 8), (3, 2)])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(FormatError, match="no Hadamard transform of sizes"):
+        op.hadamard(values(2, 96), sizes)

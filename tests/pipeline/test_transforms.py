@@ -101,3 +101,11 @@ def test_a_float_layer_cannot_turn_its_input(tmp_path):
         RecipeError, match=r"hadamard changes the input of model.layers.0.mlp.down_proj, which keeps float"
     ):
         quantize_tiny("llama", tmp_path, recipe(tmp_path, EVERYTHING[-1:], weights=weights))
+
+
+def test_recipes_that_make_no_sense(tmp_path):
+    with pytest.raises(RecipeError, match="rotate comes once and first"):
+        quantize_tiny("llama", tmp_path, recipe(tmp_path, [EVERYTHING[1], EVERYTHING[0]]))
+    nothing = [{"name": "hadamard", "options": {"linears": ["*dwon_proj"]}}]
+    with pytest.raises(RecipeError, match=r"hadamard.linears \['\*dwon_proj'\] matches no linear"):
+        quantize_tiny("llama", tmp_path, recipe(tmp_path, nothing))

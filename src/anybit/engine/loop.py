@@ -36,22 +36,33 @@ class Drafting:
     accepted: int = 0
     offered: list[int] = field(default_factory=list)
     right: list[int] = field(default_factory=list)
+    _unused: list[int] = field(default_factory=list)  # a guess that is not checked, but can be compared
 
     def __post_init__(self) -> None:
         self.offered, self.right = [0] * self.drafter.longest, [0] * self.drafter.longest
 
-    def guess(self, bits: int, most: int) -> tuple[list[int], float]:
-        """At most `most` tokens for a pass at `bits`, and the seconds it took to guess them."""
-        most = min(most, self.drafter.longest)
-        if self.pace is not None:
-            most = self.pace.length(self.drafter.level, bits, most)
+    def length(self, level: int, bits: int, most: int) -> int:
+        """How many of at most `most` tokens to guess at `level` for a pass at `bits`."""
+        most, self._unused = min(most, self.drafter.longest), []
+        if self.pace is None or most < 1:
+            return most
+        chosen = self.pace.length(level, bits, most)
+        if chosen < 1 and level and self.drafter.free:
+            self._unused = self.drafter.propose(1)
+        return chosen
+
+    def guess(self, most: int) -> tuple[list[int], float]:
+        """At most `most` tokens, and the seconds it took to guess them."""
         if most < 1:
             return [], 0.0
         began = time.perf_counter()
         return self.drafter.propose(most)[:most], time.perf_counter() - began
 
-    def judge(self, level: int, bits: int, guessed: int, right: int, seconds: float) -> None:
-        """Count a guess that a pass checked."""
+    def judge(self, level: int, bits: int, guessed: int, news: Sequence[int], seconds: float) -> None:
+        """Count a guess that a pass checked, or could have; `news`: the tokens it was followed by."""
+        right = len(news) - 1
+        if self.pace is not None and self._unused:
+            self.pace.seen(level, bits, self._unused[0] == news[0])
         self.drafted, self.accepted = self.drafted + guessed, self.accepted + right
         for place in range(guessed):
             self.offered[place] += 1
@@ -112,7 +123,7 @@ class Decoding:
         level, guess, guessing = 0, list[int](), 0.0
         if drafting is not None:
             level = drafting.drafter.level
-            guess, guessing = drafting.guess(bits, self._reach(step, bits, room - 1))
+            guess, guessing = drafting.guess(self._reach(step, bits, drafting.length(level, bits, room - 1)))
             # a right guess of an end is seen in the row before it
             guess = guess[: next((at for at, guessed in enumerate(guess) if guessed in ends), len(guess))]
         began, length = time.perf_counter(), runner.length
@@ -124,7 +135,7 @@ class Decoding:
         if drafting is not None:
             if drafting.pace is not None:
                 drafting.pace.passed(bits, 1 + len(guess), time.perf_counter() - began)
-            drafting.judge(level, bits, len(guess), len(news) - 1, guessing)
+            drafting.judge(level, bits, len(guess), news, guessing)
         return news
 
     def _reach(self, step: int, bits: int, most: int) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from anybit.checkpoint.layout import read_config
 from anybit.engine import build, checks
 from anybit.engine.architectures import Architecture, architecture
+from anybit.engine.drafting.pass_times import PassTimes
 from anybit.engine.weight_bytes import WeightBytes
 from anybit.errors import InputError, KernelUnavailable
 from anybit.kernels import native
@@ -33,6 +34,7 @@ class NativeModel:
         facts: sizes of the model.
         context: longest sequence, in tokens.
         end_ids: ids that end a text.
+        times: of passes that made text.
         precision: bits at which nested weights are read from the next call on. The cache stays as it is: whoever shares the
             model among requests writes it before each request's pass.
     """
@@ -43,6 +45,7 @@ class NativeModel:
         self.facts, self.context = facts, context
         self.end_ids = _end_ids(directory)
         self.precision: Precision = kept[0]
+        self.times = PassTimes()
 
     @classmethod
     def open(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from anybit.engine.drafting.pass_times import PassTimes
 from anybit.engine.native import NativeModel
 from anybit.engine.sampler import require_finite
 from anybit.layers.precision import Precision
@@ -25,12 +26,14 @@ class Stepper(Protocol):
         context: most tokens a text can have, None for no limit.
         end_ids: tokens that end a text; None: ask the tokenizer.
         precision: bits in use from the next pass on.
+        times: of the passes of this model so far, of all texts.
         inexact: why the rows of a pass differ from the same tokens one by one; empty when they are the same bits.
     """
 
     context: int | None
     end_ids: frozenset[int] | None
     precision: Precision
+    times: PassTimes
     inexact: str
 
     @property
@@ -68,7 +71,7 @@ class NativeStepper:
         self._model = model
         self.context: int | None = model.context
         self.end_ids: frozenset[int] | None = model.end_ids or None
-        self.precision = model.precision
+        self.precision, self.times = model.precision, model.times
 
     @property
     def length(self) -> int:

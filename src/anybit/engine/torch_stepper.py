@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from anybit.engine.drafting.pass_times import PassTimes
 from anybit.engine.sampler import require_finite
 from anybit.engine.stepper import Floats
 from anybit.layers.linear import Terms
@@ -28,6 +29,7 @@ class TorchStepper:
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         self.end_ids = None if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
         self.precision: Precision = getattr(model, "precision", None) or Precision((16,))
+        self.times = PassTimes()
         # only the last rows' logits are wanted: [prompt, vocabulary] would be the largest tensor of the whole run
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._quantized = any(isinstance(module, Terms) for module in model.modules())

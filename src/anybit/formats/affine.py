@@ -40,9 +40,11 @@ class Affine:
         return cls.from_range(low, high, bits, group_size, symmetric)
 
     @classmethod
-    def from_range(cls, low: Tensor, high: Tensor, bits: int, group_size: int, symmetric: bool) -> Affine:
-        """The grid that covers [low, high], both float32 [N, G] with low <= 0 <= high."""
-        steps = 2**bits - 1
+    def from_range(
+        cls, low: Tensor, high: Tensor, bits: int, group_size: int, symmetric: bool, steps: int | None = None
+    ) -> Affine:
+        """The grid that covers [low, high], both float32 [N, G] with low <= 0 <= high, in `steps` (default: all of `bits`)."""
+        steps = 2**bits - 1 if steps is None else steps
         empty = (low == 0) & (high == 0)
         if symmetric:
             reach = torch.where(empty, torch.ones_like(high), torch.maximum(-low, high))

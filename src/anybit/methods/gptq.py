@@ -42,6 +42,7 @@ class GPTQ(AffineGrid):
     update."""
 
     name: ClassVar[str] = "gptq"
+    balances: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
     order: Literal["natural", "activation", "group"] = "activation"
     static_groups: bool = True
@@ -67,7 +68,7 @@ class GPTQ(AffineGrid):
         first = self.fit(weight, hessian.diagonal())
         order = column_order(self.order, hessian.diagonal(), first.group_size)
         group = (order // first.group_size).tolist()
-        columns = _Columns(first, group, None if self.static_groups else self, hessian.diagonal()[order])
+        columns = _Columns(first, group, None if self.static_groups else self, hessian.diagonal()[order], self.steps)
         upper, damping = factor(hessian[order][:, order], self.damping)
         stops = block_stops(group, self.block, whole_groups=not self.static_groups)
         codes, losses = solve(weight[:, order], upper, columns.quantize, stops)
@@ -103,8 +104,9 @@ def block_stops(group: list[int], block: int, whole_groups: bool) -> list[int]:
 class _Columns:
     """The grid of each column's group in solver order; `refit` fits a group again when the walk enters it."""
 
-    def __init__(self, first: Affine, group: list[int], refit: GPTQ | None, importance: Tensor) -> None:
+    def __init__(self, first: Affine, group: list[int], refit: GPTQ | None, importance: Tensor, steps: int) -> None:
         self._bits, self._group_size, self._symmetric = first.bits, first.group_size, first.zero is None
+        self._steps = steps
         self._group, self._refit, self._importance = group, refit, importance
         self._scale = first.scale.float().t().contiguous()
         middle = torch.full_like(self._scale, 2.0 ** (first.bits - 1))
@@ -120,7 +122,7 @@ class _Columns:
             if fitted.zero is not None:
                 self._zero[g] = fitted.zero[:, 0].float()
         scale, zero = self._scale[g], self._zero[g]
-        codes = (rest[i] / scale).round_().add_(zero).clamp_(0, 2**self._bits - 1)
+        codes = (rest[i] / scale).round_().add_(zero).clamp_(0, self._steps)
         return codes.to(torch.uint8), (codes - zero) * scale
 
     def grid(self) -> Affine:

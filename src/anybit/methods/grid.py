@@ -7,10 +7,10 @@ H_kk, so that what counts is what the input makes of it, at a third of the candi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from anybit.formats.affine import Affine, group_range
@@ -28,12 +28,35 @@ class AffineGrid(Method):
     `group_size` -1 means one group a row. `clip` other than "none" keeps, per group, the shrink of the range with the least
     error: "mse" sum |q(w) - w|^2.4, "hessian" sum H_kk (q(w) - w)^2. At 2 asymmetric bits both integer neighbours of the
     zero point are tried as well.
+
+    `balanced` gives 2 bits a fifth level, {-2..2} where the range is symmetric (ABQ-LLM's bit balance, W2*); its codes 0..4 take
+    three planes.
     """
 
+    balances: ClassVar[bool] = False
     bits: int = Field(default=4, ge=2, le=8)
     group_size: int = Field(default=32, ge=-1)
     symmetric: bool = False
     clip: Literal["none", "mse", "hessian"] = "none"
+    balanced: bool = False
+
+    @property
+    def stored_bits(self) -> int:
+        """Planes of the codes."""
+        return 3 if self.balanced else self.bits
+
+    @property
+    def steps(self) -> int:
+        """The largest code."""
+        return 2**self.bits if self.balanced else 2**self.bits - 1
+
+    @model_validator(mode="after")
+    def _balance_fits(self) -> Self:
+        if self.balanced and not self.balances:
+            raise ValueError(f"'{self.name}' has no balanced grid; rtn and gptq have")
+        if self.balanced and (self.bits != 2 or self.symmetric or self.clip != "none"):
+            raise ValueError("balanced is for bits=2, symmetric=false (the zero point is stored), clip=none")
+        return self
 
     @field_validator("group_size")
     @classmethod
@@ -44,7 +67,7 @@ class AffineGrid(Method):
 
     def plan(self, shape: tuple[int, int]) -> Form:
         """One affine code term over all columns."""
-        part = {"kind": "affine", "bits": self.bits, "group_size": self.columns_per_group(shape[1])}
+        part = {"kind": "affine", "bits": self.stored_bits, "group_size": self.columns_per_group(shape[1])}
         return {
             "shape": list(shape),
             "terms": [{"term": "code", "columns": [0, shape[1]], **part, "symmetric": self.symmetric}],
@@ -57,7 +80,8 @@ class AffineGrid(Method):
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Affine:
         """The grid for weight float32 [N, K]; `importance` float32 [K] is diag H for clip "hessian" (None: all equal)."""
         group_size = self.columns_per_group(weight.shape[1])
-        grid = Affine.fit(weight, self.bits, group_size, self.symmetric)
+        low, high = group_range(weight, group_size)
+        grid = Affine.from_range(low, high, self.stored_bits, group_size, self.symmetric, self.steps)
         if self.clip == "none":
             return grid
         parts = [self._search(rows, grid.rows(i, i + len(rows)), importance) for i, rows in _row_blocks(weight)]

@@ -18,8 +18,9 @@ class RTN(AffineGrid):
     """Options: `bits` 2..8, `group_size` (-1 = whole row), `symmetric`, `clip` (none, mse)."""
 
     name: ClassVar[str] = "rtn"
+    balances: ClassVar[bool] = True
 
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """One affine code term."""
         grid = self.fit(weight, None if stats.hessian is None else stats.hessian.diagonal())
-        return [CodeTerm.from_codes(grid.encode(weight), grid)]
+        return [CodeTerm.from_codes(grid.encode(weight).clamp_max(self.steps), grid)]

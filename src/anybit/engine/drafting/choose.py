@@ -13,6 +13,8 @@ from anybit.engine.schedule import Scheduler
 from anybit.engine.stepper import Stepper
 from anybit.errors import InputError
 
+_LONGEST = 15  # tokens of a guess: 16 rows are what a matrix unit takes at once; the pace says how many pay
+
 
 def drafting(draft: str | Drafter, runner: Stepper, sampler: Sampler, scheduler: Scheduler) -> Drafting | None:
     """Who guesses for this request; None: nobody.
@@ -34,8 +36,9 @@ def drafting(draft: str | Drafter, runner: Stepper, sampler: Sampler, scheduler:
     if not isinstance(draft, str):
         return Drafting(draft)
     if name == "self":
-        return Drafting(_self(bits, runner, sampler, scheduler), Pace(allowance=3.0))
-    return Drafting(NgramDrafter() if name == "ngram" else LookupDrafter(), Pace())
+        return Drafting(_self(bits, runner, sampler, scheduler), Pace((0.7,), runner.times, allowance=3.0, tries=True))
+    drafter = NgramDrafter(longest=_LONGEST) if name == "ngram" else LookupDrafter(longest=_LONGEST)
+    return Drafting(drafter, Pace(times=runner.times))
 
 
 def _self(bits: str, runner: Stepper, sampler: Sampler, scheduler: Scheduler) -> SelfDrafter:

@@ -30,10 +30,12 @@ class Drafter(Protocol):
 
     Attributes:
         longest: most tokens worth guessing at once.
+        free: guessing takes no time beside a pass.
         level: how much the next guess rests on, 0: there is none. Guesses of one level are judged together (`Pace`).
     """
 
     longest: int
+    free: bool
 
     @property
     def level(self) -> int:

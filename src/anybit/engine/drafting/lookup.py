@@ -11,6 +11,8 @@ class LookupDrafter:
     An index of runs makes that O(deepest) a token, however long the text is.
     """
 
+    free = True
+
     def __init__(self, longest: int = 7, shortest: int = 1, deepest: int = 4, first: bool = False) -> None:
         """How a guess is found.
 

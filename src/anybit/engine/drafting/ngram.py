@@ -19,6 +19,8 @@ class NgramDrafter:
     The continuation seen most often wins, the most recent of equals; the longest context that has one is asked.
     """
 
+    free = True
+
     def __init__(self, order: int = 5, longest: int = 7, shortest: int = 1, excluded: Sequence[range] = ()) -> None:
         """The paper's order N = 5 and K = 7 tokens a guess.
 

@@ -34,6 +34,8 @@ class SelfDrafter:
     checked token, so both precisions agree wherever their distributions nearly do.
     """
 
+    free = False
+
     def __init__(self, runner: Cached, choose: Choose, bits: int, longest: int = 7) -> None:
         """`bits`: precision of the guesses, one that the model offers."""
         self.longest, self.bits = longest, bits

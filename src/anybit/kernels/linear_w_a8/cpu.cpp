@@ -217,6 +217,7 @@ ANYBIT_INLINE std::uint8_t* aligned(std::vector<std::uint8_t>& memory, size_t by
 }  // namespace
 }  // namespace anybit::ANYBIT_TARGET
 #include "tiles_amx.h"
+#include "tiles_few_amx.h"
 namespace anybit::ANYBIT_TARGET {
 namespace {
 #else
@@ -224,6 +225,10 @@ template <size_t B>
 ANYBIT_INLINE size_t multiply_tiles(const TiledWeight&, const Activations&, const Output&, size_t, size_t, size_t begin, size_t,
                                     std::vector<std::uint8_t>&) {
   return begin;
+}
+template <size_t B>
+ANYBIT_INLINE bool multiply_few(const TiledWeight&, const Activations&, const Output&, size_t, size_t) {
+  return false;
 }
 #endif
 
@@ -248,6 +253,7 @@ void multiply_strips(const TiledWeight& w, const Activations& x, const Output& o
 template <size_t B>
 void run_width(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
   static thread_local std::vector<std::uint8_t> memory;
+  if (multiply_few<B>(w, x, out, first, last)) return;
   for (size_t begin = 0; begin < x.tokens; begin += kTokenChunk) {
     const size_t end = least(begin + kTokenChunk, x.tokens), rest = multiply_tiles<B>(w, x, out, first, last, begin, end, memory);
     if (end - rest > kDirectTokens) multiply_strips<B>(w, x, out, first, last, rest, end, memory);

@@ -14,14 +14,16 @@ ANYBIT_INLINE size_t tile_columns(const TiledWeight& w) { return w.groups > 1 &&
 
 // Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 codes.
 struct TileSession {
-  explicit TileSession(const TiledWeight& w) {
+  // `columns` of a product, for up to 16 tokens.
+  TileSession(size_t columns, size_t tokens) {
     struct alignas(64) {
       std::uint8_t palette = 1, start = 0, reserved[14] = {};
       std::uint16_t bytes[16] = {64, 64, 64, 64, 0, 0, 64, 64};
-      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+      std::uint8_t rows[16] = {};
     } config;
-    config.bytes[4] = config.bytes[5] = static_cast<std::uint16_t>(tile_columns(w));
-    config.rows[6] = config.rows[7] = static_cast<std::uint8_t>(tile_columns(w) / 4);
+    for (size_t tile = 0; tile < 6; ++tile) config.rows[tile] = static_cast<std::uint8_t>(tokens);
+    config.bytes[4] = config.bytes[5] = static_cast<std::uint16_t>(columns);
+    config.rows[6] = config.rows[7] = static_cast<std::uint8_t>(columns / 4);
     // Not the intrinsic: gcc 12 takes it to read 8 bytes and drops the stores to the rest.
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
   }
@@ -36,15 +38,18 @@ ANYBIT_INLINE bool can_center(const TiledWeight& w) {
          fixed == static_cast<float>(static_cast<int>(fixed)) && fixed >= 0.0f && fixed <= 127.0f;
 }
 
+// Zeros of a group as they lie among codes: those of a row four times.
+ANYBIT_INLINE __m512i group_zeros(const TiledWeight& w, size_t block, size_t group) {
+  if (!w.zero) return _mm512_set1_epi8(static_cast<char>(w.zero_add));
+  const std::uint8_t* at = w.zero + (block * w.groups + group) * w.zero_bytes;
+  const __m512i zero = _mm512_cvtepu8_epi32(w.zero_bytes == 8 ? sixteen_nibbles(at) : sixteen_bytes(at));
+  return _mm512_shuffle_epi8(zero, _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0));
+}
+
 void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
   const size_t chunks = w.chunks(), per_group = w.groups == 1 ? chunks : w.group_size / TiledWeight::kColumns;
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
-    __m512i zero = _mm512_set1_epi8(static_cast<char>(w.zero_add));
-    if (w.zero) {
-      const std::uint8_t* at = w.zero + (block * w.groups + chunk / per_group) * w.zero_bytes;
-      zero = _mm512_cvtepu8_epi32(w.zero_bytes == 8 ? sixteen_nibbles(at) : sixteen_bytes(at));
-      zero = _mm512_shuffle_epi8(zero, _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0));
-    }
+    const __m512i zero = group_zeros(w, block, chunk / per_group);
     for (size_t q = 0; q < kQuads; ++q) {
       std::uint8_t* codes = strip + (chunk * kQuads + q) * 64;
       store_codes(codes, _mm512_sub_epi8(load_codes(codes), zero));
@@ -224,7 +229,7 @@ size_t multiply_tiles(const TiledWeight& w, const Activations& x, const Output& 
   const size_t bytes = strip_bytes(w);
   const size_t strips = w.groups > 1 && bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
   const bool centred = !out.sums && can_center(w);
-  const TileSession session(w);
+  const TileSession session(tile_columns(w), kTileTokens);
   std::uint8_t* strip = aligned(memory, strips * bytes);
   const size_t step = w.groups == 1 ? 4 * kTileTokens : kTileTokens;
   for (; first < last; first += strips) {
