@@ -7,7 +7,8 @@
 
 `targets` are words (`linears`, `down` = the last of every MLP, `embedding`, `head`) or patterns on module names
 (`model.layers.0.*`, `*.down_proj`); the first entry that matches a tensor has it, and a target that matches nothing is an
-error. The method `float` keeps a tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
+error. The method `float` keeps a tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose,
+is an option of theirs.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
 from anybit.methods.bipolar import BipolarInputs, BipolarRTN
+from anybit.methods.dgq import DGQ
 from anybit.methods.flexq import FlexQInputs
 from anybit.methods.float_rtn import FloatRTN
 from anybit.methods.gptq import GPTQ
 from anybit.methods.nested import Nested
+from anybit.methods.qoq import QoQ
 from anybit.methods.quik import QUIK
 from anybit.methods.rtn import RTN, SymmetricRTN
 from anybit.methods.tender import TenderInputs
@@ -44,6 +47,7 @@ from anybit.methods.tune_tables import TuneTables
 from anybit.transforms.awq_scale import AWQScale
 from anybit.transforms.base import Transform
 from anybit.transforms.hadamard import Hadamard
+from anybit.transforms.percentile_smooth import PercentileSmooth
 from anybit.transforms.reorder import Reorder
 from anybit.transforms.rotate import Rotate
 from anybit.transforms.shift import Shift
@@ -61,6 +65,8 @@ METHODS: dict[str, type[Method]] = {
     "rtn-symmetric": SymmetricRTN,
     "bipolar": BipolarRTN,
     "quik": QUIK,
+    "qoq": QoQ,
+    "dgq": DGQ,
 }
 TRANSFORMS: dict[str, type[Transform]] = {
     "awq-scale": AWQScale,
@@ -70,6 +76,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "reorder": Reorder,
     "smooth-attention": SmoothAttention,
     "shift": Shift,
+    "percentile-smooth": PercentileSmooth,
 }
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 LEARNERS: dict[str, type[ABQ]] = {"abq": ABQ}

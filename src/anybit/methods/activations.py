@@ -43,6 +43,7 @@ class _Ranged(ActivationMethod):
     group_size: int = Field(default=128, ge=32)
     static: bool = False
     percentile: float = Field(default=1.0, gt=0, le=1)
+    recurring: bool = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -59,7 +60,8 @@ class _Ranged(ActivationMethod):
 
     def reach(self, stats: InputStats, columns: int) -> Tensor:
         """float32 [G], the largest magnitude of each group: the quantile `percentile` over calibration samples of each sample's
-        own largest, so that one spike does not set the range.
+        own largest, so that one spike does not set the range. `recurring` (DGQ): the largest over channels of what every sample
+        reaches in that channel.
 
         Raises:
             CalibrationError: no token reached this layer.
@@ -67,12 +69,14 @@ class _Ranged(ActivationMethod):
         if stats.sample_max is None or not stats.tokens:
             raise CalibrationError(f"{stats.name}: a static activation scale needs calibration tokens; use more text")
         size = self.spec().columns_per_group(columns)
-        largest = by_group(stats.sample_max, size).amax(-1)
+        reached = stats.sample_max.amin(0, keepdim=True) if self.recurring else stats.sample_max
+        largest = by_group(reached, size).amax(-1)
         return torch.quantile(largest, self.percentile, dim=0).clamp_min(1e-12)
 
 
 class IntInputs(_Ranged):
-    """Integers; options as `formats/activation.py: IntActivations`, and `percentile` for static scales (symmetric only)."""
+    """Integers; options as `formats/activation.py: IntActivations`, and `percentile` and `recurring` for static scales
+    (symmetric only)."""
 
     name: ClassVar[str] = "int"
     bits: int = Field(default=8, ge=2, le=8)
