@@ -107,9 +107,10 @@ class IntActivations:
         """See `ActivationSpec`. A group that holds NaN or infinity gets scale NaN: what it multiplies is NaN, not plausible."""
         size, top = self.columns_per_group(x.shape[1]), 2 ** (self.bits - 1)
         if self.static:
-            scale = tensors["input_scale"].expand(len(x), -1)
+            finite = by_group(_without(x, bypass, 0.0), size).abs().amax(-1).isfinite()
+            scale = torch.where(finite, tensors["input_scale"], torch.nan)
+            factor = torch.where(finite, 1 / tensors["input_scale"], 0.0)
             offset = None if self.symmetric else tensors["input_offset"].expand(len(x), -1)
-            factor = 1 / scale
         elif self.symmetric:
             reach = by_group(_without(x, bypass, 0.0), size).abs().amax(-1) * self.clip
             scale, factor, offset = *_steps(reach, top - 1), None
@@ -235,7 +236,7 @@ def _check_static(granularity: str, static: bool) -> None:
 def _steps(span: Tensor, levels: float) -> tuple[Tensor, Tensor]:
     """Scale and its inverse for `span` [T, G] in `levels` steps; 0 and 0 below `SMALLEST`, NaN and 0 if not finite."""
     usable = (span >= SMALLEST) & span.isfinite()
-    factor = torch.where(usable, levels / span, 0.0)
+    factor = torch.where(usable, torch.full_like(span, levels) / span, 0.0)  # levels / span would round twice
     return torch.where(usable, span / levels, torch.where(span.isfinite(), 0.0, torch.nan)), factor
 
 

@@ -162,7 +162,7 @@ def quantized_product(
     if torch.compiler.is_compiling() or integer.refusal(terms, spec):
         apply: Product = integer.fake(terms, encode, bits)
     else:
-        apply = integer.IntegerProduct(terms, spec, encode)
+        apply = integer.IntegerProduct(terms, spec, tensors)
     return lambda x: apply(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
 
 

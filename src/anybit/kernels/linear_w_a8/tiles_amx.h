@@ -28,18 +28,18 @@ struct TileSession {
   ~TileSession() { _tile_release(); }  // tiles in use make every context switch save 8 KiB
 };
 
-// Whether code - zero fits a signed byte and float sums of them are exact integers: then zeros are subtracted in the strip and
-// the epilogue has one step less, with the same result to the bit.
+// Whether code - zero fits a signed byte: then zeros are subtracted in the strip and the epilogue has one step less, with the
+// same result to the bit.
 ANYBIT_INLINE bool can_center(const TiledWeight& w) {
-  const float fixed = w.zero ? 0.0f : w.zero_add;
-  return w.bits <= 7 && least(w.group_size, w.columns) <= 512 && (!w.zero || (w.zero_mul == 1.0f && w.zero_add == 0.0f)) &&
-         fixed == static_cast<float>(static_cast<int>(fixed)) && fixed >= 0.0f && fixed <= 127.0f;
+  if (w.zero) return w.bits <= 7 && w.zero_mul == 1.0f && w.zero_add == 0.0f;
+  const bool whole = w.zero_add == static_cast<float>(static_cast<int>(w.zero_add));
+  return whole && (w.bits == 8 ? w.zero_add == 128.0f : w.zero_add >= 0.0f && w.zero_add <= 127.0f);
 }
 
 void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
   const size_t chunks = w.chunks(), per_group = w.groups == 1 ? chunks : w.group_size / TiledWeight::kColumns;
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
-    __m512i zero = _mm512_set1_epi8(static_cast<char>(w.zero_add));
+    __m512i zero = _mm512_set1_epi8(static_cast<char>(static_cast<int>(w.zero_add)));
     if (w.zero) {
       const std::uint8_t* at = w.zero + (block * w.groups + chunk / per_group) * w.zero_bytes;
       zero = _mm512_cvtepu8_epi32(w.zero_bytes == 8 ? sixteen_nibbles(at) : sixteen_bytes(at));
@@ -98,6 +98,7 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
   [[maybe_unused]] const std::int8_t* xs_end = xs + w.columns;
   const float *x_scale = x.scale + token * groups, *x_sum = x.sums + token * groups;
   size_t table = block * groups;
+  const bool whole = w.whole_zeros();
   alignas(2048) std::int32_t sums[2][256];
   Reals total[16];
 #pragma GCC unroll 16
@@ -109,10 +110,13 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
       return;
     }
     const Grid grid(w, table);
+    const Ints middle = to_ints(grid.zero);
 #pragma GCC unroll 16
     for (size_t t = 0; t < 16; ++t) {
-      Reals real = _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * t));
-      if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x_sum[t * groups]));
+      Ints whole_sum = _mm512_load_si512(sum + 16 * t);
+      if (!kCentred && whole) whole_sum = subtract(whole_sum, middle, static_cast<std::int32_t>(x_sum[t * groups]));
+      Reals real = to_reals(whole_sum);
+      if (!kCentred && !whole) real = subtract(real, grid.zero, splat(x_sum[t * groups]));
       total[t] = fma(mul(grid.scale, splat(x_scale[t * groups])), real, total[t]);
     }
     ++table, ++x_scale, ++x_sum;
@@ -183,15 +187,17 @@ void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations
   _tile_stored(2, sums[2], 64);
   _tile_stored(3, sums[3], 64);
   const Grid grid = out.sums ? Grid{splat(0.0f), splat(0.0f)} : Grid(w, block, 0);
+  const bool whole = w.whole_zeros();
   for (size_t t = 0; t < 16 * count; ++t) {
     const Ints sum = _mm512_load_si512(sums[t / 16] + t % 16 * 16);
     if (out.sums) {
       store(out.sums + (token + t) * w.rows + block * TiledWeight::kRows, sum, lanes);
       continue;
     }
-    Reals real = to_reals(sum);
-    if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x.sums[token + t]));
-    const Reals total = fma(mul(grid.scale, splat(x.scale[token + t])), real, splat(0.0f));
+    const float x_scale = x.scale[token + t], x_sum = kCentred ? 0.0f : x.sums[token + t];
+    const Reals total = kCentred ? fma(mul(grid.scale, splat(x_scale)), to_reals(sum), splat(0.0f))
+                        : whole  ? grid.add_whole(splat(0.0f), sum, x_scale, x_sum)
+                                 : grid.add_to(splat(0.0f), sum, x_scale, x_sum);
     store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total, lanes);
   }
 }
@@ -216,28 +222,33 @@ ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
 // first-level cache together, the activations come from the second level once for all of them. Returns where the rest begins.
 template <size_t B>
-size_t multiply_tiles(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last, size_t begin,
-                      size_t end, std::vector<std::uint8_t>& memory) {
+size_t multiply_tiles(const TiledWeight& stored, const Activations& given, const Output& out, size_t first, size_t last,
+                      size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
   constexpr size_t kStrips = 4, kFirstLevel = 20 << 10;
   const size_t whole = begin + (end - begin) / kTileTokens * kTileTokens;
   if (whole == begin) return begin;
+  const RowView view(stored, given, begin, whole);
+  const TiledWeight& w = view.w;
+  const Activations& x = view.x;
   const size_t bytes = strip_bytes(w);
   const size_t strips = w.groups > 1 && bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
-  const bool centred = !out.sums && can_center(w);
+  const bool centred = stored.grain || (!out.sums && can_center(w));
   const TileSession session(w);
   std::uint8_t* strip = aligned(memory, strips * bytes);
   const size_t step = w.groups == 1 ? 4 * kTileTokens : kTileTokens;
   for (; first < last; first += strips) {
     const size_t stop = least(first + strips, last);
     for (size_t block = first; block < stop; ++block) {
-      expand_strip<B>(w, block, strip + (block - first) * bytes);
-      if (centred) center_strip(strip + (block - first) * bytes, w, block);
+      std::uint8_t* at = strip + (block - first) * bytes;
+      expand_strip<B>(stored, block, at);
+      if (stored.grain) expand_grains(stored, block, 0, at);
+      else if (centred) center_strip(at, w, block);
     }
     for (size_t token = begin; token < whole; token += step)
       for (size_t block = first; block < stop; ++block) {
         const std::uint8_t* at = strip + (block - first) * bytes;
         const size_t until = least(token + step, whole);
-        const Ahead ahead(w, block + strips, (token - begin) / step, (whole - begin + step - 1) / step);
+        const Ahead ahead(stored, block + strips, (token - begin) / step, (whole - begin + step - 1) / step);
         centred ? multiply_centred<true>(at, w, x, out, block, token, until, ahead)
                 : multiply_centred<false>(at, w, x, out, block, token, until, ahead);
       }

@@ -1,0 +1,107 @@
+"""Activations by any integer scheme (`formats/activation.py: IntActivations`), as the integer kernels read them.
+
+`native` and `IntActivations.encode` agree bit for bit. A token's result depends on its row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anybit.errors import FormatError
+from anybit.formats.activation import IntActivations
+from anybit.formats.decoder import by_group, groups
+from anybit.kernels import native
+from anybit.kernels.quantize_activations import reference
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Activations [T, K].
+
+    Attributes:
+        codes: int8 [T, stride(K)], zeros beyond K.
+        scale: float32 [T, G], G = ceil(K / group_size); groups of the kernel, which the scheme's are made of.
+        sums: float32 [T, G], exact sums of a group's codes.
+        side: float32 [T, W]: the offsets of the scheme's groups, unless it is symmetric, then x in the columns that bypass.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    sums: Tensor
+    side: Tensor
+
+
+def encode(
+    x: Tensor,
+    spec: IntActivations,
+    group_size: int,
+    tensors: Mapping[str, Tensor] | None = None,
+    bypass: Tensor | None = None,
+    impl: str | None = None,
+) -> Encoded:
+    """x float32 [T, K] by `spec`, whose groups are whole groups of `group_size` (a multiple of 32) or the row.
+
+    Args:
+        x: rows.
+        spec: the scheme.
+        group_size: columns per scale of the kernel.
+        tensors: static scales, those of `spec.specs(K)`.
+        bypass: int [n], ascending, the columns left out.
+        impl: force `native` or `reference`.
+
+    Raises:
+        FormatError: x is not float32 [T, K], or groups that do not nest.
+    """
+    columns = x.shape[-1]
+    reach = spec.columns_per_group(columns)
+    if x.dtype != torch.float32 or x.ndim != 2:
+        raise FormatError(f"activations must be float32 [T, K], got {x.dtype} {tuple(x.shape)}")
+    if group_size < columns and (group_size % 32 or (reach < columns and reach % group_size)):
+        raise FormatError(f"groups of {reach} activations are not whole groups of {group_size}, a multiple of 32")
+    if impl == "reference" or (impl is None and native.refusal(x)):
+        return _reference(x, spec, group_size, tensors or {}, bypass)
+    x, tokens = x.contiguous(), len(x)
+    table = (tokens, groups(columns, group_size))
+    offsets = 0 if spec.symmetric else groups(columns, reach)
+    out = Encoded(
+        torch.empty(tokens, reference.stride(columns), dtype=torch.int8),
+        torch.empty(table),
+        torch.empty(table),
+        torch.empty(tokens, offsets + (0 if bypass is None else len(bypass))),
+    )
+    fixed = [_fixed(tensors or {}, name) if spec.static else None for name in ("input_scale", "input_offset")]
+    index = None if bypass is None else bypass.to(torch.int32).contiguous()
+    native.loaded().encode_rows(
+        *(x.data_ptr(), out.codes.data_ptr(), out.scale.data_ptr(), out.sums.data_ptr(), out.side.data_ptr()),
+        *(tokens, columns, group_size, facts(spec, columns)),
+        *(0 if tensor is None else tensor.data_ptr() for tensor in (*fixed, index)),
+        0 if index is None else len(index),
+    )
+    return out
+
+
+def facts(spec: IntActivations, columns: int) -> tuple[int, bool, bool, float, int]:
+    """The scheme as the native module takes it."""
+    return spec.bits, spec.symmetric, spec.rounded_zero, spec.clip, spec.columns_per_group(columns)
+
+
+def _fixed(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+    return tensors[name].float().contiguous() if name in tensors else None
+
+
+def _reference(
+    x: Tensor, spec: IntActivations, group_size: int, tensors: Mapping[str, Tensor], bypass: Tensor | None
+) -> Encoded:
+    found, columns = spec.encode(x, tensors, bypass), x.shape[1]
+    size = min(group_size, columns)
+    scale = found.scale.repeat_interleave(-(-found.group_size // size), 1)[:, : groups(columns, size)]
+    codes = torch.zeros(len(x), reference.stride(columns), dtype=torch.int8)
+    codes[:, :columns] = found.codes
+    side = [] if found.offset is None else [found.offset]
+    side += [] if bypass is None else [x[:, bypass.long()]]
+    empty = torch.empty(len(x), 0)
+    return Encoded(codes, scale.contiguous(), by_group(found.codes.float(), size).sum(-1), torch.cat([empty, *side], 1))
