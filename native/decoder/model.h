@@ -28,10 +28,10 @@ struct Linear {
     const TiledWeight& at(std::int32_t bits) const { return views[std::clamp<std::int32_t>(bits, 1, kWidths) - 1]; }
   };
   std::vector<Part> parts;
-  std::vector<Scheme> schemes;
-  Rotation rotation;
   const float* bias = nullptr;  // [rows], or null
   size_t rows = 0, columns = 0;
+  std::vector<Scheme> schemes;
+  Rotation rotation;
 };
 
 // Rows of the embedding: affine planes as they are saved (usually a memory-mapped file), or float rows.

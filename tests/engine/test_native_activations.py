@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import anybit
 from anybit.checkpoint.layout import read_config
 from anybit.engine import build, linears
 from anybit.engine.memory import Memory
@@ -79,7 +80,12 @@ class OneLinear:
         model.set_precision(self.kept[1].ctypes.data)
         model.set_final_norm(self.kept[2].ctypes.data)
         model.add_rope(self.kept[3].ctypes.data, 8, 1.0)
-        for name, shape in (("qkv", (48, COLUMNS)), ("output", (COLUMNS, 16)), ("gate_up", (64, COLUMNS)), ("down", (COLUMNS, 32))):
+        for name, shape in (
+            ("qkv", (48, COLUMNS)),
+            ("output", (COLUMNS, 16)),
+            ("gate_up", (64, COLUMNS)),
+            ("down", (COLUMNS, 32)),
+        ):
             setattr(layer, name, zero_linear(*shape, self.kept))
         norm = self.kept[2].ctypes.data
         layer.set_norms(norm, 0, norm, 0, 0, 0)
@@ -90,7 +96,11 @@ class OneLinear:
 
     def __call__(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The normed rows of tokens 0.. and what the linear makes of them."""
-        ids, slots, wanted = np.arange(tokens, dtype=np.int32), np.zeros(tokens, np.int32), np.arange(tokens, dtype=np.int32)
+        ids, slots, wanted = (
+            np.arange(tokens, dtype=np.int32),
+            np.zeros(tokens, np.int32),
+            np.arange(tokens, dtype=np.int32),
+        )
         out = torch.empty(tokens, len(self.rows))
         self.decoder.truncate(0, 0)
         pointers = (ids.ctypes.data, slots.ctypes.data, tokens, wanted.ctypes.data, tokens)
@@ -108,7 +118,10 @@ def affine(rows: int, bits: int, group: int, symmetric: bool, bypass: torch.Tens
 
 
 def dual(rows: int, group: int) -> list[Term]:
-    scale, zero = torch.full((rows, COLUMNS // group), 11, dtype=torch.uint8), torch.randint(5, 11, (rows, COLUMNS // group))
+    scale, zero = (
+        torch.full((rows, COLUMNS // group), 11, dtype=torch.uint8),
+        torch.randint(5, 11, (rows, COLUMNS // group)),
+    )
     made = DualGrained(4, group, torch.rand(rows, 1).half() * 0.01, scale, zero.to(torch.uint8))
     return [CodeTerm.from_codes(torch.randint(0, 16, (rows, COLUMNS), dtype=torch.uint8), made)]
 
@@ -120,7 +133,11 @@ LAYERS = {
     "w4a8-groups": lambda: (affine(40, 4, 64, False), IntActivations(), {}),
     "w4a4-asymmetric": lambda: (affine(40, 4, COLUMNS, True, BYPASS), IntActivations(bits=4, symmetric=False), {}),
     "w6a6-groups": lambda: (affine(40, 6, 32, True), IntActivations(bits=6, granularity="group", group_size=64), {}),
-    "rounded-zero": lambda: (affine(40, 3, 64, False), IntActivations(bits=4, symmetric=False, rounded_zero=True, clip=0.9), {}),
+    "rounded-zero": lambda: (
+        affine(40, 3, 64, False),
+        IntActivations(bits=4, symmetric=False, rounded_zero=True, clip=0.9),
+        {},
+    ),
     "grouped-offsets": lambda: (
         affine(40, 4, COLUMNS, False, BYPASS),
         IntActivations(symmetric=False, granularity="group", group_size=64),
@@ -242,7 +259,9 @@ def transformers_model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("case", "family"), [*((case, "llama") for case in RECIPES), ("w4a8", "qwen2"), ("w8a8", "gemma2")])
+@pytest.mark.parametrize(
+    ("case", "family"), [*((case, "llama") for case in RECIPES), ("w4a8", "qwen2"), ("w8a8", "gemma2")]
+)
 def test_logits_are_those_of_transformers(
     case: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,8 +288,6 @@ def test_a_prompt_multiplies_what_decoding_multiplies(case: str, tmp_path: Path)
     (tmp_path / "text.txt").write_text("some words of text " * 50)
     (tmp_path / "recipe.yaml").write_text(RECIPES[case])
     options: dict[str, Any] = {"samples": 2, "seq_len": 32, "threads": 1, "calibration": str(tmp_path / "text.txt")}
-    import anybit
-
     anybit.quantize(str(tmp_path / "float"), recipe=str(tmp_path / "recipe.yaml"), out=str(tmp_path / "out"), **options)
     found = NativeModel.open(tmp_path / "out", max_tokens=128, verify=False)
     ids = text(70)
@@ -300,7 +317,7 @@ def test_what_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:
         ({"terms": [*forms[name]["terms"], {"term": "low_rank", "rank": 2}]}, "is not one code term and float columns"),
     ):
         assert reason in build.refusal(config, forms | {name: forms[name] | change})
+    path = directory / "config.json"
+    path.write_text(path.read_text().replace('"kind": "int"', '"kind": "float"'))
     with pytest.raises(KernelUnavailable):
-        config_path = directory / "config.json"
-        config_path.write_text(config_path.read_text().replace('"kind": "int"', '"kind": "float"'))
         NativeModel.open(directory, verify=False)

@@ -99,7 +99,9 @@ class LinearBuilder:
             views = self._views(run)
             tiled = next(iter(views.values()))
             self.kept.append(views)
-            linear.add_part(tiled.planes.ctypes.data, *_tables(tiled), tiled.sizes, tiled.factors, offset, _address(tiled.grain))
+            linear.add_part(
+                tiled.planes.ctypes.data, *_tables(tiled), tiled.sizes, tiled.factors, offset, _address(tiled.grain)
+            )
             for bits in range(1, MAX_BITS + 1) if len(views) > 1 else ():
                 view = views[width_read(sorted(views), bits)]
                 linear.set_view(bits, *_tables(view), view.sizes, view.factors)

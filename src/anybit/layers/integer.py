@@ -10,20 +10,20 @@ term its two factors. Weight codes are 0 in columns that bypass, so nothing is g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
 from anybit.formats.activation import ActivationSpec, Codes, IntActivations
+from anybit.formats.form import Form
 from anybit.formats.terms import CodeTerm, ColumnsTerm, LowRankTerm, Term, dense
 from anybit.kernels import native
 from anybit.kernels.linear_side import op as linear_side
 from anybit.kernels.linear_side.tiles import Side, tile_side
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
 from anybit.kernels.linear_w_a8 import stored
+from anybit.kernels.linear_w_a8.tiles import Array
 from anybit.kernels.quantize_activations import encode as quantize_activations
 
 Encode = Callable[[Tensor], Codes]
@@ -54,9 +54,7 @@ class IntegerProduct:
         codes = quantize_activations.encode(
             x, self._spec, self._weight.group_size, self._tensors, self._bypass, impl="native"
         )
-        y = linear_w_a8.linear_quantized(
-            linear_w_a8.Quantized(codes.codes, codes.scale, codes.sums), self._weight
-        )
+        y = linear_w_a8.linear_quantized(linear_w_a8.Quantized(codes.codes, codes.scale, codes.sums), self._weight)
         if self._side is not None:
             linear_side.add_(y, codes.side, self._side)
         for u, v in self._low_rank:
@@ -67,14 +65,20 @@ class IntegerProduct:
 def refusal(terms: Sequence[Term], spec: ActivationSpec) -> str:
     """Why the integer kernel cannot multiply such a layer; empty when it can."""
     codes = [term for term in terms if isinstance(term, CodeTerm)]
+    form = {"shape": codes[0].shape if codes else (), "terms": [_part(term) for term in codes]}
+    return form_refusal(form, spec) or native.refusal(codes[0].planes)
+
+
+def form_refusal(form: Form, spec: ActivationSpec) -> str:
+    """The same of a layer's form alone."""
+    codes = [part for part in form["terms"] if part["term"] == "code"]
     if not isinstance(spec, IntActivations):
         return "has float activations"
-    if len(codes) != 1 or codes[0].columns != (0, codes[0].shape[1]):
+    if len(codes) != 1 or list(codes[0]["columns"]) != [0, form["shape"][1]]:
         return "is not one code term over all columns"
-    if codes[0].decoder.kind not in stored.KINDS:
-        return f"has {codes[0].decoder.kind} codes"
-    columns = codes[0].shape[1]
-    return native.refusal() or stored.nesting_refusal(_part(codes[0]), columns, spec.columns_per_group(columns))
+    if codes[0]["kind"] not in stored.KINDS:
+        return f"has {codes[0]['kind']} codes"
+    return stored.nesting_refusal(codes[0], form["shape"][1], spec.columns_per_group(form["shape"][1]))
 
 
 def fake(terms: Sequence[Term], encode: Encode, bits: int | None = None) -> Callable[[Tensor], Tensor]:
@@ -101,16 +105,16 @@ def bypassed(terms: Sequence[Term]) -> Tensor | None:
     return next((term.index for term in terms if isinstance(term, ColumnsTerm)), None)
 
 
-def _side(sums: stored.Array | None, terms: Sequence[ColumnsTerm]) -> Side | None:
+def _side(sums: Array | None, terms: Sequence[ColumnsTerm]) -> Side | None:
     columns = torch.cat([term.weight for term in terms], 1).numpy() if terms else None
     return tile_side(sums, columns)
 
 
-def _part(term: CodeTerm) -> dict[str, Any]:
-    return {"kind": term.decoder.kind, **term.decoder.form()}
+def _part(term: CodeTerm) -> Form:
+    return {"term": "code", "columns": list(term.columns), **term.decoder.form()}
 
 
-def _stored(term: CodeTerm) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+def _stored(term: CodeTerm) -> tuple[Form, dict[str, Array]]:
     """The term as its form and tensors."""
     tensors = {"weight": term.planes, **term.decoder.tensors()}
     return _part(term), {name: tensor.numpy() for name, tensor in tensors.items()}

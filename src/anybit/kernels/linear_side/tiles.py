@@ -50,7 +50,8 @@ def tile_side(sums: Array | None, columns: Array | None) -> Side | None:
     found = [table for table in (sums, columns) if table is not None]
     if not found:
         return None
-    return Side(*(None if table is None else _tiled(table) for table in (sums, columns)), len(found[0]))
+    tiled = [None if table is None else _tiled(table) for table in (sums, columns)]
+    return Side(tiled[0], tiled[1], len(found[0]))
 
 
 def _tiled(table: Array) -> Array:

@@ -197,24 +197,14 @@ ANYBIT_INLINE void multiply_pair(const std::uint8_t* strip, size_t apart, const 
 template <class Source>
 void multiply_all(const Source& source, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t begin,
                   size_t end) {
-  const auto at_once = [&]<size_t T>() __attribute__((always_inline)) {
-    for (; begin + T <= end; begin += T) {
-      if constexpr (Source::kStreams)
-        if (w.grain) {
-          multiply_grains<T>(source, w, x, out, block, begin);
-          continue;
-        }
-      multiply<T>(source, w, x, out, block, begin);
-    }
-  };
 #if defined(ANYBIT_TARGET_avx512) || defined(ANYBIT_TARGET_amx)
-  at_once.template operator()<8>();
-  at_once.template operator()<6>();
+  for (; begin + 8 <= end; begin += 8) multiply<8>(source, w, x, out, block, begin);
+  if (begin + 6 <= end) multiply<6>(source, w, x, out, block, begin), begin += 6;
 #endif
-  at_once.template operator()<4>();
-  at_once.template operator()<3>();
-  at_once.template operator()<2>();
-  at_once.template operator()<1>();
+  for (; begin + 4 <= end; begin += 4) multiply<4>(source, w, x, out, block, begin);
+  if (begin + 3 <= end) multiply<3>(source, w, x, out, block, begin), begin += 3;
+  if (begin + 2 <= end) multiply<2>(source, w, x, out, block, begin), begin += 2;
+  if (begin < end) multiply<1>(source, w, x, out, block, begin);
 }
 
 // Codes of a row block as bytes, an even number of chunks (the last may be zeros).
@@ -284,7 +274,10 @@ void run_width(const TiledWeight& w, const Activations& x, const Output& out, si
     if (strips && !w.grain) multiply_strips<B, lines_for(B)>(w, x, out, first, last, rest, end, memory);
     else if (strips && !out.sums) multiply_strips<B, 8>(w, x, out, first, last, rest, end, memory);
     else
-      for (size_t block = first; block < last; ++block) multiply_all(FromPlanes<B>(w, block), w, x, out, block, rest, end);
+      for (size_t block = first; block < last; ++block) {
+        const FromPlanes<B> source(w, block);
+        w.grain ? multiply_all_grains(source, w, x, out, block, rest, end) : multiply_all(source, w, x, out, block, rest, end);
+      }
   }
 }
 

@@ -1,7 +1,7 @@
 """Dual-grained weights (DGQ, QoQ) for the integer kernel: at their own width, or expanded to bytes. Both are exact.
 
 The inner product group_scale * (code - group_zero) is a signed byte, and activations have one scale a token. At its own width
-the kernel scales each group's sum in integers. As bytes the weight is the 8-bit code product + 128 with zero 128 and the channel's
+the kernel scales each sum of a group in integers. As bytes the weight is the 8-bit code product + 128, zero 128 and the channel's
 scale, one group a row: for group sizes that the kernel does not cut at, and for activations with several scales a token.
 """
 

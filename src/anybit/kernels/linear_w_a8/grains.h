@@ -51,6 +51,16 @@ ANYBIT_INLINE void multiply_grains(const Source& source, const TiledWeight& w, c
   }
 }
 
+template <class Source>
+void multiply_all_grains(const Source& source, const TiledWeight& w, const Activations& x, const Output& out, size_t block,
+                         size_t begin, size_t end) {
+#if !defined(ANYBIT_TARGET_scalar)
+  for (; begin + 4 <= end; begin += 4) multiply_grains<4>(source, w, x, out, block, begin);
+  if (begin + 2 <= end) multiply_grains<2>(source, w, x, out, block, begin), begin += 2;
+#endif
+  for (; begin < end; ++begin) multiply_grains<1>(source, w, x, out, block, begin);
+}
+
 // The codes of a strip as inner products plus `added`, bytes that wrap: as signed bytes with 0, as codes of zero 128 with 128.
 void expand_grains(const TiledWeight& w, size_t block, std::uint8_t added, std::uint8_t* strip) {
   const size_t chunks = w.chunks(), per_group = w.groups == 1 ? chunks : w.group_size / TiledWeight::kColumns;

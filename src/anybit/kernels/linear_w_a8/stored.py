@@ -42,9 +42,7 @@ def in_planes(part: Form, columns: int, reach: int | None) -> bool:
     return reach is not None and reach >= columns and (size % COLUMNS == 0 or size >= columns)
 
 
-def tile(
-    part: Form, saved: Sequence[Saved], columns: int, reach: int | None, empty: Empty = np.empty
-) -> Tiled[Array]:
+def tile(part: Form, saved: Sequence[Saved], columns: int, reach: int | None, empty: Empty = np.empty) -> Tiled[Array]:
     """Terms of one form that read the same input, one below the other.
 
     Args:
@@ -84,7 +82,7 @@ def row_sums(w: Tiled[Array], reach: int) -> Array:
 
     A row's sum of codes is its product with ones: the kernel's exact integers.
     """
-    bits, rows, columns, group, count, _ = w.sizes
+    _, rows, columns, group, count, _ = w.sizes
     ones = np.zeros((-(-columns // LINE) | 1) * LINE, np.int8)
     ones[:columns] = 1
     counts = np.minimum(columns - np.arange(count) * group, group).astype(np.float32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anybit.errors import FormatError
+from anybit.errors import FormatError, KernelUnavailable
 from anybit.formats.activation import IntActivations
 from anybit.formats.decoder import by_group, groups
 from anybit.kernels import native
@@ -54,7 +54,7 @@ def encode(
         impl: force `native` or `reference`.
 
     Raises:
-        FormatError: x is not float32 [T, K], or groups that do not nest.
+        FormatError: x is not float32 [T, K], or groups that do not nest. KernelUnavailable: native was forced and cannot run.
     """
     columns = x.shape[-1]
     reach = spec.columns_per_group(columns)
@@ -62,7 +62,10 @@ def encode(
         raise FormatError(f"activations must be float32 [T, K], got {x.dtype} {tuple(x.shape)}")
     if group_size < columns and (group_size % 32 or (reach < columns and reach % group_size)):
         raise FormatError(f"groups of {reach} activations are not whole groups of {group_size}, a multiple of 32")
-    if impl == "reference" or (impl is None and native.refusal(x)):
+    reason = native.refusal(x)
+    if impl == "native" and reason:
+        raise KernelUnavailable(f"quantize_activations 'native' cannot run: {reason}")
+    if impl == "reference" or reason:
         return _reference(x, spec, group_size, tensors or {}, bypass)
     x, tokens = x.contiguous(), len(x)
     table = (tokens, groups(columns, group_size))
