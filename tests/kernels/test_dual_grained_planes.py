@@ -22,6 +22,8 @@ def weight(rows: int, columns: int, bits: int, group: int) -> tuple[torch.Tensor
     draw = torch.Generator().manual_seed(rows + columns * 7 + bits)
     count = -(-columns // group)
     zero = torch.randint(0, 2**bits, (rows, count), dtype=torch.uint8, generator=draw)
+    if bits == 8:  # a byte leaves one choice
+        zero[:] = 128
     widest = torch.maximum(zero.int(), 2**bits - 1 - zero.int()).clamp_min(1)
     scale = (127 // widest).clamp_min(1).to(torch.uint8)
     channel = (torch.rand(rows, 1, generator=draw) + 0.1).half()

@@ -74,7 +74,7 @@ def test_columns_that_bypass(isa: str) -> None:
             x[:, index[-1]] = torch.nan  # neither code nor scale may see it
             after = encode(x, spec, 32, {}, index, impl="native")
             assert torch.equal(found.codes, after.codes)
-            assert torch.equal(found.scale, after.scale)
+            assert torch.equal(found.scale.nan_to_num(7), after.scale.nan_to_num(7))
             x = hard_rows(columns)
 
 

@@ -76,7 +76,8 @@ def encode(
         torch.empty(table),
         torch.empty(tokens, offsets + (0 if bypass is None else len(bypass))),
     )
-    fixed = [_fixed(tensors or {}, name) if spec.static else None for name in ("input_scale", "input_offset")]
+    known = {name: (tensors or {})[name].float().contiguous() for name in spec.specs(columns)}
+    fixed = [known.get(name) for name in ("input_scale", "input_offset")]
     index = None if bypass is None else bypass.to(torch.int32).contiguous()
     native.loaded().encode_rows(
         *(x.data_ptr(), out.codes.data_ptr(), out.scale.data_ptr(), out.sums.data_ptr(), out.side.data_ptr()),
@@ -90,10 +91,6 @@ def encode(
 def facts(spec: IntActivations, columns: int) -> tuple[int, bool, bool, float, int]:
     """The scheme as the native module takes it."""
     return spec.bits, spec.symmetric, spec.rounded_zero, spec.clip, spec.columns_per_group(columns)
-
-
-def _fixed(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    return tensors[name].float().contiguous() if name in tensors else None
 
 
 def _reference(
