@@ -1,7 +1,7 @@
 // AMX: 16 tokens x 16 rows in one instruction. A strip's chunk of codes already is a tile: row q holds four columns of 16 rows.
 //
 // A product takes 52 cycles but one can start every 16, so four sums are always under way: of four groups (whose sums become
-// floats one batch later), or, when a row is one group, of four times 16 tokens.
+// floats one batch later), or, when a row is one group (tiles_row.h), of 32 tokens x 32 rows.
 #pragma once
 
 namespace anybit::ANYBIT_TARGET {
@@ -155,69 +155,13 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
 }
 #undef ANYBIT_GROUP
 
-// One group a row: up to 64 tokens (`count` blocks of 16), every tile of codes loaded once for all of them.
-template <bool kCentred>
-void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t token,
-              size_t count, const Ahead& ahead) {
-  const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), apart = 16 * x.stride;
-  const std::int8_t* xs = x.codes + token * x.stride;
-  alignas(64) std::int32_t sums[4][256];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (size_t k = 0; k < w.columns; k += 64) {
-    ANYBIT_PRODUCT(0, 4, 6, xs, k);
-    ahead.ask(k), ahead.ask(k + 32);
-    if (out.y && k / 64 < 16 * count) __builtin_prefetch(out.y + (token + k / 64) * out.y_stride + block * TiledWeight::kRows, 1);
-    // The codes stay in tile 6 for the others.
-#define ANYBIT_REUSE(i, a)                            \
-  if (count > i) {                                    \
-    _tile_loadd(a, xs + i * apart + k, x.stride);     \
-    if constexpr (kCentred) _tile_dpbssd(i, a, 6);    \
-    else _tile_dpbsud(i, a, 6);                       \
-  }
-    ANYBIT_REUSE(1, 5)
-    ANYBIT_REUSE(2, 4)
-    ANYBIT_REUSE(3, 5)
-#undef ANYBIT_REUSE
-  }
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  _tile_stored(2, sums[2], 64);
-  _tile_stored(3, sums[3], 64);
-  const Grid grid = out.sums ? Grid{splat(0.0f), splat(0.0f)} : Grid(w, block, 0);
-  const bool whole = w.whole_zeros();
-  for (size_t t = 0; t < 16 * count; ++t) {
-    const Ints sum = _mm512_load_si512(sums[t / 16] + t % 16 * 16);
-    if (out.sums) {
-      store(out.sums + (token + t) * w.rows + block * TiledWeight::kRows, sum, lanes);
-      continue;
-    }
-    const float x_scale = x.scale[token + t], x_sum = kCentred ? 0.0f : x.sums[token + t];
-    const Reals total = kCentred ? fma(mul(grid.scale, splat(x_scale)), to_reals(sum), splat(0.0f))
-                        : whole  ? grid.add_whole(splat(0.0f), sum, x_scale, x_sum)
-                                 : grid.add_to(splat(0.0f), sum, x_scale, x_sum);
-    store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total, lanes);
-  }
-}
 #undef ANYBIT_PRODUCT
 
-// Tokens [begin, end), whole blocks of 16.
-template <bool kCentred>
-ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out,
-                                    size_t block, size_t begin, size_t end, const Ahead& ahead) {
-  if (w.groups > 1) {
-    const bool one = w.group_size <= tile_columns(w);
-    const auto run = out.sums ? tile_groups<false, false, true>
-                     : one    ? tile_groups<kCentred, true, false>
-                              : tile_groups<kCentred, false, false>;
-    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin, ahead);
-    return;
-  }
-  for (; begin < end; begin += 4 * kTileTokens)
-    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens), ahead);
-}
+}  // namespace
+}  // namespace anybit::ANYBIT_TARGET
+#include "tiles_row.h"
+namespace anybit::ANYBIT_TARGET {
+namespace {
 
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
 // first-level cache together, the activations come from the second level once for all of them. Returns where the rest begins.
@@ -231,11 +175,13 @@ size_t multiply_tiles(const TiledWeight& stored, const Activations& given, const
   const TiledWeight& w = view.w;
   const Activations& x = view.x;
   const size_t bytes = strip_bytes(w);
-  const size_t strips = w.groups > 1 && bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
-  const bool centred = stored.grain || (!out.sums && can_center(w));
+  const size_t strips = w.groups == 1 ? 2 : bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
+  const bool centred = stored.grain || (!out.sums && can_center(w)), one = w.group_size <= tile_columns(w);
+  const auto by_group = out.sums ? tile_groups<false, false, true>
+                        : !centred ? (one ? tile_groups<false, true, false> : tile_groups<false, false, false>)
+                                   : (one ? tile_groups<true, true, false> : tile_groups<true, false, false>);
   const TileSession session(w);
   std::uint8_t* strip = aligned(memory, strips * bytes);
-  const size_t step = w.groups == 1 ? 4 * kTileTokens : kTileTokens;
   for (; first < last; first += strips) {
     const size_t stop = least(first + strips, last);
     for (size_t block = first; block < stop; ++block) {
@@ -244,13 +190,15 @@ size_t multiply_tiles(const TiledWeight& stored, const Activations& given, const
       if (stored.grain) expand_grains(stored, block, 0, at);
       else if (centred) center_strip(at, w, block);
     }
-    for (size_t token = begin; token < whole; token += step)
+    if (w.groups == 1) {
+      const RowTiles tiles{strip, stop - first == 2 ? bytes : 0, first, begin, whole};
+      centred ? tile_rows<true>(tiles, stored, w, x, out) : tile_rows<false>(tiles, stored, w, x, out);
+      continue;
+    }
+    for (size_t token = begin; token < whole; token += kTileTokens)
       for (size_t block = first; block < stop; ++block) {
-        const std::uint8_t* at = strip + (block - first) * bytes;
-        const size_t until = least(token + step, whole);
-        const Ahead ahead(stored, block + strips, (token - begin) / step, (whole - begin + step - 1) / step);
-        centred ? multiply_centred<true>(at, w, x, out, block, token, until, ahead)
-                : multiply_centred<false>(at, w, x, out, block, token, until, ahead);
+        const Ahead ahead(w, block + strips, (token - begin) / kTileTokens, (whole - begin) / kTileTokens);
+        by_group(strip + (block - first) * bytes, w, x, out, block, token, ahead);
       }
   }
   return whole;
