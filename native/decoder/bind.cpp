@@ -3,16 +3,19 @@
 
 #include "bind.h"
 #include "decoder/decoder.h"
+#include "quantize_activations/scheme.h"
 
 namespace anybit {
 namespace {
 
-void add_part(Linear& linear, Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple scalars, size_t offset) {
+void add_part(Linear& linear, Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple scalars, size_t offset,
+              Address grain) {
   TiledWeight w{};
   w.planes = at<const std::uint8_t>(planes), w.scale = at<const std::uint16_t>(scale), w.zero = at<const std::uint8_t>(zero);
   w.bits = nb::cast<size_t>(sizes[0]), w.rows = nb::cast<size_t>(sizes[1]), w.columns = nb::cast<size_t>(sizes[2]);
   w.group_size = nb::cast<size_t>(sizes[3]), w.groups = nb::cast<size_t>(sizes[4]), w.zero_bytes = nb::cast<size_t>(sizes[5]);
   w.scale_mul = nb::cast<float>(scalars[0]), w.zero_mul = nb::cast<float>(scalars[1]), w.zero_add = nb::cast<float>(scalars[2]);
+  w.grain = at<const std::uint8_t>(grain);
   linear.parts.push_back({w, offset});
   linear.rows = offset + w.rows, linear.columns = w.columns;
 }
@@ -24,6 +27,17 @@ void set_view(Linear& linear, size_t bits, Address scale, Address zero, nb::tupl
   w.scale_mul = nb::cast<float>(scalars[0]), w.zero_mul = nb::cast<float>(scalars[1]), w.zero_add = nb::cast<float>(scalars[2]);
 }
 
+// Quantizes the input of the last part by a scheme of its own, or by the one before's.
+void set_scheme(Linear& linear, nb::object facts, Address scale, Address offset, Address bypass, size_t bypassed) {
+  if (!facts.is_none()) linear.schemes.push_back(scheme_at(nb::cast<nb::tuple>(facts), scale, offset, bypass, bypassed));
+  linear.parts.back().scheme = linear.schemes.size() - 1;
+}
+
+void set_side(Linear& linear, Address sums, size_t groups, Address columns, size_t width) {
+  Linear::Part& part = linear.parts.back();
+  part.side = {at<const float>(sums), at<const std::uint16_t>(columns), groups, width, part.views.back().rows};
+}
+
 void set_norms(Layer& layer, Address input, Address attention_out, Address mlp, Address mlp_out, Address query, Address key) {
   layer.input_norm = at<const float>(input), layer.attention_out_norm = at<const float>(attention_out);
   layer.mlp_norm = at<const float>(mlp), layer.mlp_out_norm = at<const float>(mlp_out);
@@ -33,7 +47,12 @@ void set_norms(Layer& layer, Address input, Address attention_out, Address mlp, 
 void bind_structures(nb::module_& m) {
   nb::class_<Linear>(m, "Linear")
       .def(nb::init<>())
-      .def("add_part", &add_part, "planes"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a, "offset"_a)
+      .def("add_part", &add_part, "planes"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a, "offset"_a,
+           "grain"_a = 0)
+      .def("set_scheme", &set_scheme, "facts"_a.none(), "scale"_a, "offset"_a, "bypass"_a, "bypassed"_a)
+      .def("set_side", &set_side, "sums"_a, "groups"_a, "columns"_a, "width"_a)
+      .def("set_rotation", [](Linear& l, Address factor, size_t order,
+                              size_t power) { l.rotation = {at<const float>(factor), order, power}; })
       .def("set_view", &set_view, "bits"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a)
       .def("set_bias", [](Linear& l, Address bias) { l.bias = at<const float>(bias); });
   nb::class_<Layer>(m, "Layer")

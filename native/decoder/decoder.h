@@ -73,9 +73,10 @@ class Decoder {
   void settle(size_t t);
   // y from the RMSNorm of the residual stream.
   void stream_into(const Linear& to, const float* weight, float* y);
-  // y [rows, linear.rows] of the rows that make(t) leaves at input + t * stride, as bfloat16 with `halves`, else as bytes.
+  // y [rows, linear.rows] of the rows that make(t) leaves at input + t * stride, where they are rotated: quantized by the scheme of
+  // a part, else as bfloat16 with `halves` and as bytes without.
   template <class Make>
-  void linear(const Linear& linear, size_t rows, bool halves, float* y, const float* input, size_t stride, Make&& make);
+  void linear(const Linear& linear, size_t rows, bool halves, float* y, float* input, size_t stride, Make&& make);
   Activations activations(const TiledWeight& weight, size_t rows);
   void top_rows(size_t rows, size_t k, float* values, std::int32_t* ids);
   Model model_;

@@ -6,18 +6,21 @@
 #include <vector>
 
 #include "embedding/cpu.h"
-#include "linear_w_a8/cpu.h"
+#include "hadamard/cpu.h"
+#include "linear_side/cpu.h"
 
 namespace anybit {
 
-constexpr size_t kWidths = 8;
+constexpr size_t kWidths = 8, kNoScheme = ~size_t{0};
 
-// y = x W^T + bias. Layers that read the same input are one Linear of several parts: one part where the forms agree (their rows
+// y = x W^T + bias, x after `rotation`. Layers that read the same input are one Linear of several parts: one part where the forms agree (their rows
 // are then joined before tiling), one for each where they do not.
 struct Linear {
   struct Part {
     std::array<TiledWeight, kWidths> views;  // [rows, columns] as read at 1..8 bits: one and the same unless the weight is nested
     size_t offset;                           // of its first row in y
+    SideWeight side;                         // what else it multiplies: see `Scheme`
+    size_t scheme = kNoScheme;               // of its input, an index of `schemes`; none: whatever is fastest
 
     Part(const TiledWeight& stored, size_t first) : offset(first) { views.fill(stored); }
 
@@ -27,6 +30,8 @@ struct Linear {
   std::vector<Part> parts;
   const float* bias = nullptr;  // [rows], or null
   size_t rows = 0, columns = 0;
+  std::vector<Scheme> schemes;
+  Rotation rotation;
 };
 
 // Rows of the embedding: affine planes as they are saved (usually a memory-mapped file), or float rows.

@@ -58,6 +58,7 @@ struct Workspace {
         halves(max_rows * half_stride(widest_input(model))),
         scale(max_rows * most_groups(model)),
         sums(max_rows * most_groups(model)),
+        side(max_rows * widest_side(model)),
         top_logits(kTopRows * model.vocabulary),
         candidates(kTopRows * top_blocks(model) * kMaxTop) {}
 
@@ -76,6 +77,7 @@ struct Workspace {
   Buffer<std::int8_t> codes;      // the activations of the linear under way
   Buffer<std::uint16_t> halves;   // the same as bfloat16, in prompts
   Buffer<float> scale, sums;      // [groups]
+  Buffer<float> side;             // what a scheme keeps in float
   Buffer<float> top_logits;       // [kTopRows, vocabulary]
   Buffer<Candidate> candidates;   // [kTopRows, top_blocks, kMaxTop]
 
@@ -93,15 +95,27 @@ struct Workspace {
  private:
   static size_t widest_input(const Model& model) { return std::max({model.hidden, model.query_width(), model.intermediate}); }
 
-  static size_t most_groups(const Model& model) {
-    size_t groups = 1;
-    auto look = [&](const Linear& linear) {
-      for (const auto& part : linear.parts) groups = std::max(groups, part.views.back().groups);
-    };
+  template <class Look>
+  static void each_linear(const Model& model, Look&& look) {
     for (const Layer& layer : model.layers)
       for (const Linear* linear : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) look(*linear);
     look(model.head);
+  }
+
+  static size_t most_groups(const Model& model) {
+    size_t groups = 1;
+    each_linear(model, [&](const Linear& linear) {
+      for (const auto& part : linear.parts) groups = std::max(groups, part.views.back().groups);
+    });
     return groups;
+  }
+
+  static size_t widest_side(const Model& model) {
+    size_t width = 1;
+    each_linear(model, [&](const Linear& linear) {
+      for (const Scheme& scheme : linear.schemes) width = std::max(width, scheme.side_width(linear.columns));
+    });
+    return width;
   }
 };
 

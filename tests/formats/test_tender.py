@@ -119,7 +119,7 @@ def test_the_kernel_path_is_float64_on_decoded_numbers(bits: int, groups: int) -
     spec = method.spec()
     for term in code_terms():
         assert refusal([term], spec) == ""
-        product = TenderProduct([term], spec, tensors, lambda rows: spec.encode(rows, tensors))
+        product = TenderProduct([term], spec, tensors)
         read = spec.encode(x, tensors).values().double()
         expected = read @ dense([term]).double().t()
         # the bias and the codes of a channel may cancel, so errors are relative to both

@@ -15,6 +15,8 @@ from anybit.formats.terms import CodeTerm, dense, save_terms
 from anybit.kernels.linear_bits import op as linear_bits
 from anybit.kernels.linear_bits.encoding import bipolar, twos_complement
 from anybit.kernels.linear_bits.weight import CodedWeight
+from anybit.kernels.linear_w_a8 import op as linear_w_a8
+from anybit.kernels.quantize_activations.encode import encode
 from anybit.layers.integer import IntegerProduct, refusal
 from anybit.methods.base import InputStats
 from anybit.methods.bipolar import SHRINKS, BipolarRTN, of_affine
@@ -95,16 +97,13 @@ def test_integers_are_equal_on_every_path(bits: int, columns: int) -> None:
     grid = Bipolar(bits, columns, torch.ones(9, 1).half())
     term = CodeTerm.from_codes(codes, grid)
     assert refusal([term], spec) == ""
-    product = IntegerProduct([term], spec, lambda rows: spec.encode(rows, {}))
+    product = IntegerProduct([term], spec)
     expected = exact.double() * odd.scale.double()
     assert torch.allclose(product(x).double(), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
-    ones = IntegerProduct([term], spec, lambda rows: _unscaled(spec, rows))
-    assert torch.equal(ones(x).long(), exact)  # sums below 2^24 survive the float epilogue as they are
-
-
-def _unscaled(spec: BipolarActivations, rows: torch.Tensor):
-    found = spec.encode(rows, {})
-    return type(found)(found.codes, torch.ones_like(found.scale), None, found.group_size)
+    encoded = encode(x, spec, columns)
+    tiled = linear_w_a8.tile(term.planes, grid.scale, None, columns, columns)
+    sums = linear_w_a8.sums(linear_w_a8.Quantized(encoded.codes, encoded.scale, encoded.sums), tiled)[:, 0].long()
+    assert torch.equal(2 * sums - (2**bits - 1) * encoded.sums.long(), exact)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from anybit.engine.architectures import Config, architecture
 from anybit.engine.build import head_name, linear_names
+from anybit.engine.linears import agreeing, code_part, reach
 from anybit.formats.form import Form, groups, precisions
+from anybit.kernels.linear_w_a8 import stored
 from anybit.kernels.linear_w_a8.tiles import COLUMNS, LINE, ROWS
 from anybit.layers.precision import width_read
 
@@ -48,28 +50,38 @@ def planned_bytes(config: Config, bits: int, offsets: Sequence[int] | None = Non
 
 def _linear_bytes(forms: Sequence[Form], bits: int) -> int:
     """Layers that read the same input: their rows are joined where the forms agree, and padded once."""
-    parts = [form["terms"][0] for form in forms]
     rows = [form["shape"][0] for form in forms]
-    joined = [sum(rows)] if all(part == parts[0] for part in parts) else rows
+    joined = [sum(rows)] if agreeing(forms) else rows
     return sum(_tiled_bytes(count, form, bits) for count, form in zip(joined, forms, strict=False))
 
 
 def _tiled_bytes(rows: int, form: Form, bits: int) -> int:
-    part, columns = form["terms"][0], form["shape"][1]
-    blocks = -(-rows // ROWS)
-    if part["kind"] == "dual_grained":  # as bytes, with one scale a row
-        planes, count, zero = 8, 1, 0
-    else:
-        planes, count = width_read(precisions(form), bits), groups(columns, part["group_size"])
-        zero = _zero_bytes(part)
-    return blocks * (planes * -(-columns // COLUMNS) * LINE + count * (2 * ROWS + zero))
+    part, columns, size = code_part(form), form["shape"][1], reach(form)
+    blocks, zero = -(-rows // ROWS), _zero_bytes(part)
+    width, tables = width_read(precisions(form), bits), 0
+    if part["kind"] != "dual_grained":
+        tables = groups(columns, stored.common_group(part, columns, size or columns)) * (2 * ROWS + zero)
+    elif stored.in_planes(part, columns, size):
+        tables = groups(columns, part["group_size"]) * (ROWS + zero) + 2 * ROWS
+    else:  # as bytes
+        width, tables = 8, groups(columns, size or columns) * 2 * ROWS
+    return blocks * (width * -(-columns // COLUMNS) * LINE + tables + _side_bytes(form))
+
+
+def _side_bytes(form: Form) -> int:
+    """Of 16 rows: sums of float32 for every scale of activations with offsets, columns of float16."""
+    size, columns = reach(form), form["shape"][1]
+    if size is None:
+        return 0
+    offsets = 0 if form["activations"]["symmetric"] else groups(columns, size)
+    return ROWS * (4 * offsets + 2 * sum(part["count"] for part in form["terms"] if part["term"] == "columns"))
 
 
 def _zero_bytes(part: Mapping[str, object]) -> int:
     """Of a group of 16 rows."""
     if part["kind"] == "nested_affine":
         return ROWS
-    if part["kind"] != "affine" or part["symmetric"]:
+    if part["kind"] not in ("affine", "dual_grained") or part.get("symmetric"):
         return 0
     return ROWS // 2 if int(str(part["bits"])) <= 4 else ROWS
 

@@ -85,9 +85,10 @@ class IntActivations:
         """See `ActivationSpec`. A group that holds NaN or infinity gets scale NaN: what it multiplies is NaN, not plausible."""
         size, top = self.columns_per_group(x.shape[1]), 2 ** (self.bits - 1)
         if self.static:
-            scale = tensors["input_scale"].expand(len(x), -1)
+            finite = by_group(without(x, bypass, 0.0), size).abs().amax(-1).isfinite()
+            scale = torch.where(finite, tensors["input_scale"], torch.nan)
+            factor = torch.where(finite, 1 / tensors["input_scale"], 0.0)
             offset = None if self.symmetric else tensors["input_offset"].expand(len(x), -1)
-            factor = 1 / scale
         elif self.symmetric:
             reach = by_group(without(x, bypass, 0.0), size).abs().amax(-1) * self.clip
             scale, factor, offset = *steps(reach, top - 1), None

@@ -39,7 +39,7 @@ class Codes:
 def steps(span: Tensor, levels: float) -> tuple[Tensor, Tensor]:
     """Scale and its inverse for `span` [T, G] in `levels` steps; 0 and 0 below `SMALLEST`, NaN and 0 if not finite."""
     usable = (span >= SMALLEST) & span.isfinite()
-    factor = torch.where(usable, levels / span, 0.0)
+    factor = torch.where(usable, torch.full_like(span, levels) / span, 0.0)  # levels / span would round twice
     return torch.where(usable, span / levels, torch.where(span.isfinite(), 0.0, torch.nan)), factor
 
 

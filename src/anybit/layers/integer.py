@@ -9,24 +9,22 @@ term its two factors. Weight codes are 0 in columns that bypass, so nothing is g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
 from anybit.formats.activation import ActivationSpec, Codes, FloatActivations, IntActivations
-from anybit.formats.affine import Affine
-from anybit.formats.bipolar import Bipolar
-from anybit.formats.decoder import by_group, groups
-from anybit.formats.dual_grained import DualGrained
+from anybit.formats.form import Form
 from anybit.formats.terms import CodeTerm, ColumnsTerm, LowRankTerm, Term, dense
 from anybit.kernels import native
+from anybit.kernels.linear_side import op as linear_side
+from anybit.kernels.linear_side.tiles import Side, tile_side
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
-from anybit.kernels.linear_w_a8 import tiles
-from anybit.kernels.linear_w_a8.dual_grained import as_bytes
-from anybit.kernels.quantize_activations import reference as padding
+from anybit.kernels.linear_w_a8 import stored
+from anybit.kernels.linear_w_a8.tiles import Array
+from anybit.kernels.quantize_activations import encode as quantize_activations
 
 Encode = Callable[[Tensor], Codes]
 
@@ -34,63 +32,51 @@ Encode = Callable[[Tensor], Codes]
 class IntegerProduct:
     """x float32 [T, K] -> [T, N] through one code term on the integer kernel and any number of float ones."""
 
-    def __init__(self, terms: Sequence[Term], spec: ActivationSpec, encode: Encode) -> None:
-        """`encode` quantizes by `spec`. Raises FormatError for what `refusal` names."""
+    def __init__(
+        self, terms: Sequence[Term], spec: ActivationSpec, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """`tensors` are the static scales of `spec`. Raises FormatError for what `refusal` names."""
         if reason := refusal(terms, spec):
             raise FormatError(f"the integer kernel cannot run this layer: it {reason}")
         (term,) = [term for term in terms if isinstance(term, CodeTerm)]
-        self._encode, self._group = encode, _common_group(term, spec)
-        self._weight = _tiled(term, self._group)
-        self._columns = [t for t in terms if isinstance(t, ColumnsTerm)]
-        self._low_rank = [t for t in terms if isinstance(t, LowRankTerm)]
-        self._side = self._side_weight(term, spec)
+        self._spec, self._tensors, self._bypass = spec, dict(tensors or {}), bypassed(terms)
+        columns = term.shape[1]
+        reach, (part, saved) = spec.columns_per_group(columns), _stored(term)
+        tiled = stored.tile(part, [saved], columns, reach)
+        self._weight = linear_w_a8.of_numpy(tiled)
+        self._low_rank = [(t.u.float(), t.v.float()) for t in terms if isinstance(t, LowRankTerm)]
+        offset = isinstance(spec, IntActivations) and not spec.symmetric
+        sums = None if not offset else stored.row_sums(tiled, reach)
+        self._side = _side(sums, [t for t in terms if isinstance(t, ColumnsTerm)])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """float32 [T, N]; a token's result depends on its row alone up to the float side's rounding."""
-        codes = self._encode(x)
-        y = self._base(codes, x)
-        if self._side is None:
-            return y
-        parts = [] if codes.offset is None else [codes.offset]
-        parts += [x[:, term.index.long()] for term in self._columns]
-        parts += [x @ term.v.float().t() for term in self._low_rank]
-        return y + torch.cat(parts, 1) @ self._side.t()
-
-    def _base(self, codes: Codes, x: Tensor) -> Tensor:
-        """The code term's part, float32 [T, N]."""
-        scale = codes.scale.repeat_interleave(codes.group_size // self._group, 1)[:, : self._groups(x)]
-        return linear_w_a8.linear_quantized(self._quantized(codes.codes, scale), self._weight)
-
-    def _groups(self, x: Tensor) -> int:
-        return groups(x.shape[1], self._group)
-
-    def _quantized(self, codes: Tensor, scale: Tensor) -> linear_w_a8.Quantized:
-        """Codes int8 [T, K] as the kernel takes them."""
-        tokens, columns = codes.shape
-        padded = torch.zeros(tokens, padding.stride(columns), dtype=torch.int8)
-        padded[:, :columns] = codes
-        sums = by_group(codes.float(), self._group).sum(-1)
-        return linear_w_a8.Quantized(padded, scale.contiguous(), sums)
-
-    def _side_weight(self, term: CodeTerm, spec: ActivationSpec) -> Tensor | None:
-        """What the side is multiplied with: float32 [N, width], None when there is no side."""
-        parts = []
-        if isinstance(spec, IntActivations) and not spec.symmetric:
-            parts.append(by_group(term.dense(), spec.columns_per_group(term.shape[1])).sum(-1))
-        parts += [t.weight.float() for t in self._columns] + [t.u.float() for t in self._low_rank]
-        return torch.cat(parts, 1) if parts else None
+        """float32 [T, N]; a token's result depends on its row alone, bit for bit (with a low-rank term up to its rounding)."""
+        codes = quantize_activations.encode(x, self._spec, self._weight.group_size, self._tensors, self._bypass)
+        y = linear_w_a8.linear_quantized(linear_w_a8.Quantized(codes.codes, codes.scale, codes.sums), self._weight)
+        if self._side is not None:
+            linear_side.add_(y, codes.side, self._side)
+        for u, v in self._low_rank:
+            y = y + x @ v.t() @ u.t()
+        return y
 
 
 def refusal(terms: Sequence[Term], spec: ActivationSpec) -> str:
     """Why the integer kernel cannot multiply such a layer; empty when it can."""
     codes = [term for term in terms if isinstance(term, CodeTerm)]
+    form = {"shape": codes[0].shape if codes else (), "terms": [_part(term) for term in codes]}
+    return form_refusal(form, spec) or native.refusal(codes[0].planes)
+
+
+def form_refusal(form: Form, spec: ActivationSpec) -> str:
+    """The same of a layer's form alone."""
+    codes = [part for part in form["terms"] if part["term"] == "code"]
     if isinstance(spec, FloatActivations):
         return "has float activations"
-    if len(codes) != 1 or codes[0].columns != (0, codes[0].shape[1]):
+    if len(codes) != 1 or list(codes[0]["columns"]) != [0, form["shape"][1]]:
         return "is not one code term over all columns"
-    if not isinstance(codes[0].decoder, Affine | Bipolar | DualGrained):
-        return f"has {codes[0].decoder.kind} codes"
-    return native.refusal() or tiles.refusal(codes[0].shape[1], _common_group(codes[0], spec))
+    if codes[0]["kind"] not in stored.KINDS:
+        return f"has {codes[0]['kind']} codes"
+    return stored.nesting_refusal(codes[0], form["shape"][1], spec.columns_per_group(form["shape"][1]))
 
 
 def fake(terms: Sequence[Term], encode: Encode, bits: int | None = None) -> Callable[[Tensor], Tensor]:
@@ -117,34 +103,16 @@ def bypassed(terms: Sequence[Term]) -> Tensor | None:
     return next((term.index for term in terms if isinstance(term, ColumnsTerm)), None)
 
 
-def _common_group(term: CodeTerm, spec: ActivationSpec) -> int:
-    """Columns that share both scales: the smaller group, which divides the larger (or is refused when tiled)."""
-    columns = term.shape[1]
-    own = columns if isinstance(term.decoder, DualGrained) else getattr(term.decoder, "group_size", columns)
-    small, large = sorted((own, spec.columns_per_group(columns)))
-    if large < columns and large % small:
-        raise FormatError(f"groups of {own} weights and {spec.columns_per_group(columns)} activations do not nest")
-    return small
+def _side(sums: Array | None, terms: Sequence[ColumnsTerm]) -> Side | None:
+    columns = torch.cat([term.weight for term in terms], 1).numpy() if terms else None
+    return tile_side(sums, columns)
 
 
-def _tiled(term: CodeTerm, group: int) -> linear_w_a8.Tiled:
-    decoder, columns = term.decoder, term.shape[1]
-    if isinstance(decoder, DualGrained):
-        saved = {"weight": term.planes, **decoder.tensors()}
-        planes, scale, _ = as_bytes({key: t.numpy() for key, t in saved.items()}, decoder.group_size, columns)
-        planes_t, scale_t, zero, own = torch.from_numpy(planes), torch.from_numpy(scale), None, columns
-    else:
-        assert isinstance(decoder, Affine | Bipolar)
-        planes_t, scale_t, own = term.planes, decoder.scale, decoder.group_size
-        zero = decoder.zero if isinstance(decoder, Affine) else None
-    count = groups(columns, group)
-    if own != group:  # finer groups of activations: each repeats its weight group's scale
-        times = own // group if own < columns else count
-        scale_t = scale_t.repeat_interleave(times, 1)[:, :count]
-        zero = None if zero is None else zero.repeat_interleave(times, 1)[:, :count]
-    tiled = linear_w_a8.tile(
-        planes_t, scale_t.contiguous(), None if zero is None else zero.contiguous(), group, columns
-    )
-    if isinstance(decoder, Bipolar):  # 2 c - (2^b - 1) = 2 (c - (2^b - 1) / 2)
-        return replace(tiled, scale_mul=2.0, zero_add=(2**decoder.bits - 1) / 2)
-    return tiled
+def _part(term: CodeTerm) -> Form:
+    return {"term": "code", "columns": list(term.columns), **term.decoder.form()}
+
+
+def _stored(term: CodeTerm) -> tuple[Form, dict[str, Array]]:
+    """The term as its form and tensors."""
+    tensors = {"weight": term.planes, **term.decoder.tensors()}
+    return _part(term), {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -167,9 +167,9 @@ def quantized_product(
     if torch.compiler.is_compiling() or integer.refusal(terms, spec):
         apply: Product = integer.fake(terms, encode, bits)
     elif isinstance(spec, TenderActivations):
-        apply = TenderProduct(terms, spec, tensors, encode)
+        apply = TenderProduct(terms, spec, tensors)
     else:
-        apply = integer.IntegerProduct(terms, spec, encode)
+        apply = integer.IntegerProduct(terms, spec, tensors)
     return lambda x: apply(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
 
 
@@ -193,15 +193,13 @@ def _dual_grained(term: CodeTerm, decoder: DualGrained, columns: int) -> Product
 _KERNEL_KINDS = dict.fromkeys(("affine", "dual_grained"), "affine")
 _KERNEL_KINDS |= {kind: kind for kind in ("bipolar", "binary_coded", "codebook")} | {"nested_affine": "fractional"}
 
-_INTEGER_KINDS = ("affine", "bipolar", "dual_grained")
-
 
 def kernel_name(form: Form, tokens: int) -> str:
     """Which implementation `Terms.multiply` uses here for a form and number of tokens; for the ledger and `inspect`."""
-    spec, codes = restore_activations(form), [part for part in form["terms"] if part["term"] == "code"]
+    spec = restore_activations(form)
     if spec is not None:
-        exact = not isinstance(spec, FloatActivations) and len(codes) == 1 and codes[0]["kind"] in _INTEGER_KINDS
-        return "linear_w_a8" if exact and not native.refusal() else "reference"
+        exact = not native.refusal() and not integer.form_refusal(form, spec)
+        return "linear_w_a8" if exact else "reference"
     kinds = {_KERNEL_KINDS.get(part.get("kind", part["term"])) for part in form["terms"]}
     names = {linear_w_a16.choose(tokens, kind=kind) if kind else "reference" for kind in kinds}
     return names.pop() if len(names) == 1 else "reference"

@@ -21,12 +21,13 @@ from torch import Tensor
 from anybit.errors import FormatError
 from anybit.formats.affine import Affine
 from anybit.formats.bipolar import Bipolar
-from anybit.formats.codes import Codes
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.tender import TenderActivations, TenderCodes
 from anybit.formats.terms import CodeTerm, Term
+from anybit.kernels.linear_side import op as linear_side
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
-from anybit.layers.integer import Encode, IntegerProduct
+from anybit.kernels.quantize_activations.encode import laid_out
+from anybit.layers.integer import IntegerProduct
 
 LARGEST = 2**31 - 1
 
@@ -34,11 +35,9 @@ LARGEST = 2**31 - 1
 class TenderProduct(IntegerProduct):
     """x float32 [T, K] -> [T, N] through F1."""
 
-    def __init__(
-        self, terms: Sequence[Term], spec: TenderActivations, tensors: Mapping[str, Tensor], encode: Encode
-    ) -> None:
+    def __init__(self, terms: Sequence[Term], spec: TenderActivations, tensors: Mapping[str, Tensor]) -> None:
         """`tensors` are those of `spec`; raises FormatError for what `integer.refusal` names."""
-        super().__init__(terms, spec, encode)
+        super().__init__(terms, spec, tensors)
         (term,) = [term for term in terms if isinstance(term, CodeTerm)]
         shift = tensors["input_shift"]
         self._digits = digits_needed(shift, spec.bits)
@@ -47,15 +46,21 @@ class TenderProduct(IntegerProduct):
             self._sum = accumulator(shift, spec.bits, int(doubled_reach(term.decoder.bits, self._zero)))
         self._constant = term.dense() @ tensors["input_bias"] if spec.bias else None
 
-    def _base(self, codes: Codes, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [T, N]; a token's result depends on its row alone, bit for bit."""
+        codes = self._spec.encode(x, self._tensors, self._bypass)
         assert isinstance(codes, TenderCodes)
-        scale = codes.scale.expand(-1, self._groups(x))
-        parts = [self._quantized(part, scale) for part in digits(codes.shifted(), self._digits)]
+        parts = [self._part(part, codes.scale) for part in digits(codes.shifted(), self._digits)]
         if len(parts) == 1:
             y = linear_w_a8.linear_quantized(parts[0], self._weight)
         else:
             y = ((self._integers(parts).double() * self._scale).sum(1) * codes.scale).float()
+        if self._side is not None and self._bypass is not None:
+            linear_side.add_(y, x[:, self._bypass.long()].contiguous(), self._side)
         return y if self._constant is None else y + self._constant
+
+    def _part(self, codes: Tensor, scale: Tensor) -> linear_w_a8.Quantized:
+        return linear_w_a8.Quantized(*laid_out(codes, scale, codes.shape[1], self._weight.group_size))
 
     def _integers(self, parts: Sequence[linear_w_a8.Quantized]) -> Tensor:
         """Twice the exact sums A of each group of weights, [T, G, N]."""

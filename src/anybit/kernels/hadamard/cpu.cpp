@@ -4,6 +4,7 @@
 #include "cpu.h"
 
 #include <cmath>
+#include <vector>
 
 #include "vectors.h"
 
@@ -73,7 +74,7 @@ void small(float* x, size_t block) {
       }
 }
 
-void transform(float* row, size_t columns, size_t block) {
+void sums_and_differences(float* row, size_t columns, size_t block) {
   for (float* x = row; x < row + columns; x += block) {
     if (block < kWidth) {
       small(x, block);
@@ -84,12 +85,41 @@ void transform(float* row, size_t columns, size_t block) {
     for (; 4 * distance <= block; distance *= 4) far_twice(x, block, distance);
     if (distance < block) far(x, block, distance);
   }
+}
+
+void transform(float* row, size_t columns, size_t block) {
+  sums_and_differences(row, columns, block);
   const float scale = 1.0f / std::sqrt(static_cast<float>(block));
   for (size_t k = 0; k < columns; ++k) row[k] *= scale;
 }
 
+// x [order, power] becomes F^T x * scale: column by column, so many at a time as a vector holds.
+void mix(float* x, const Rotation& by, float scale, float* out) {
+  for (size_t to = 0; to < by.order; ++to)
+    for (size_t b = 0; b < by.power; b += kWidth) {
+      const size_t n = by.power - b < kWidth ? by.power - b : kWidth;
+      Vec sum = {};
+      for (size_t from = 0; from < by.order; ++from) {
+        const float* at = x + from * by.power + b;
+        sum += (n < kWidth ? load_some(at, n) : load(at)) * by.factor[from * by.order + to];
+      }
+      store_some(out + to * by.power + b, sum * scale, n);
+    }
+  std::memcpy(x, out, by.order * by.power * sizeof *x);
+}
+
+void rotate(float* row, size_t columns, const Rotation& by) {
+  if (by.order == 1) return transform(row, columns, by.power);
+  static thread_local std::vector<float> memory;
+  const size_t block = by.order * by.power;
+  if (memory.size() < block) memory.resize(block);
+  sums_and_differences(row, columns, by.power);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+  for (float* x = row; x < row + columns; x += block) mix(x, by, scale, memory.data());
+}
+
 }  // namespace
 
-extern const HadamardTable hadamard_table = {transform};
+extern const HadamardTable hadamard_table = {transform, rotate};
 
 }  // namespace anybit::ANYBIT_TARGET

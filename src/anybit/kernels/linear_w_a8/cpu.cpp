@@ -6,6 +6,8 @@
 //
 // The float epilogue, in this order for every path, so that all give the same bits: per group, left to right,
 //   total = fma(scale * x_scale, fma(-x_sum, zero, float(sum)), total).
+//
+// The inner difference is exact: taken in integers where a group is so long that float would round it.
 #include "cpu.h"
 
 #include <vector>
@@ -83,6 +85,10 @@ struct Grid {
   ANYBIT_INLINE Reals add_to(Reals total, Ints sum, float x_scale, float x_sum) const {
     return fma(mul(scale, splat(x_scale)), subtract(to_reals(sum), zero, splat(x_sum)), total);
   }
+  // The same where `whole_zeros` of the weight.
+  ANYBIT_INLINE Reals add_whole(Reals total, Ints sum, float x_scale, float x_sum) const {
+    return fma(mul(scale, splat(x_scale)), to_reals(subtract(sum, to_ints(zero), static_cast<std::int32_t>(x_sum))), total);
+  }
 };
 
 // What every way of multiplying does with the sums of a group: T tokens from `token` x one row block.
@@ -97,10 +103,12 @@ ANYBIT_INLINE void finish_group(Ints (&sum)[T][kSums], Reals (&total)[T], const 
     return;
   }
   const Grid grid(w, block, g);
+  const bool whole = w.whole_zeros();
 #pragma GCC unroll 8
   for (size_t t = 0; t < T; ++t) {
     const size_t at = (token + t) * x.groups + g;
-    total[t] = grid.add_to(total[t], sum[t][0], x.scale[at], x.sums[at]);
+    total[t] = whole ? grid.add_whole(total[t], sum[t][0], x.scale[at], x.sums[at])
+                     : grid.add_to(total[t], sum[t][0], x.scale[at], x.sums[at]);
   }
 }
 
@@ -149,6 +157,12 @@ ANYBIT_INLINE void multiply(const Source& source, const TiledWeight& w, const Ac
   }
   finish_rows(total, w, out, block, token);
 }
+
+}  // namespace
+}  // namespace anybit::ANYBIT_TARGET
+#include "grains.h"
+namespace anybit::ANYBIT_TARGET {
+namespace {
 
 // 32 rows for T tokens out of two strips: each activation fetched serves two multiply-adds, so that loads do not hold them up.
 template <size_t T, size_t L>
@@ -234,15 +248,21 @@ ANYBIT_INLINE bool multiply_few(const TiledWeight&, const Activations&, const Ou
 
 // Row blocks [first, last) for more tokens than are worth expanding again for: by strips, two blocks at a time where there are
 // registers for it.
-template <size_t B>
-void multiply_strips(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last, size_t begin,
+template <size_t B, size_t L>
+void multiply_strips(const TiledWeight& stored, const Activations& whole, const Output& out, size_t first, size_t last, size_t begin,
                      size_t end, std::vector<std::uint8_t>& memory) {
-  constexpr size_t kTokens = 6, L = lines_for(B);
+  constexpr size_t kTokens = 6;
+  const RowView view(stored, whole, begin, end);
+  const TiledWeight& w = view.w;
+  const Activations& x = view.x;
   const size_t bytes = strip_bytes(w);
   std::uint8_t* strip = aligned(memory, 2 * bytes);
   for (size_t block = first, count; block < last; block += count) {
     count = kPairs && block + 2 <= last ? 2 : 1;
-    for (size_t i = 0; i < count; ++i) expand_strip<B>(w, block + i, strip + i * bytes);
+    for (size_t i = 0; i < count; ++i) {
+      expand_strip<B>(stored, block + i, strip + i * bytes);
+      if (stored.grain) expand_grains(stored, block + i, kByteZero, strip + i * bytes);
+    }
     size_t token = begin;
     if (count == 2)
       for (; token + kTokens <= end; token += kTokens) multiply_pair<kTokens, L>(strip, bytes, w, x, out, block, token);
@@ -256,9 +276,14 @@ void run_width(const TiledWeight& w, const Activations& x, const Output& out, si
   if (multiply_few<B>(w, x, out, first, last)) return;
   for (size_t begin = 0; begin < x.tokens; begin += kTokenChunk) {
     const size_t end = least(begin + kTokenChunk, x.tokens), rest = multiply_tiles<B>(w, x, out, first, last, begin, end, memory);
-    if (end - rest > kDirectTokens) multiply_strips<B>(w, x, out, first, last, rest, end, memory);
+    const bool strips = end - rest > kDirectTokens;
+    if (strips && !w.grain) multiply_strips<B, lines_for(B)>(w, x, out, first, last, rest, end, memory);
+    else if (strips && !out.sums) multiply_strips<B, 8>(w, x, out, first, last, rest, end, memory);
     else
-      for (size_t block = first; block < last; ++block) multiply_all(FromPlanes<B>(w, block), w, x, out, block, rest, end);
+      for (size_t block = first; block < last; ++block) {
+        const FromPlanes<B> source(w, block);
+        w.grain ? multiply_all_grains(source, w, x, out, block, rest, end) : multiply_all(source, w, x, out, block, rest, end);
+      }
   }
 }
 

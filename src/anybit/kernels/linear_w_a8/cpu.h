@@ -9,23 +9,34 @@ namespace anybit {
 // Planes repacked so that one 64-byte line is 16 rows x 32 columns of one plane (NOTES.md draws it).
 //
 // w[n, k] = scale_mul scale[n, g] (code[n, k] - (zero_mul zero[n, g] + zero_add)), g = k / group_size.
+//
+// Dual-grained (DGQ, QoQ), where `grain` is set: w[n, k] = scale[n] (grain[n, g] (code[n, k] - zero[n, g])), the inner product a
+// signed byte. Its groups are summed in integers and scaled once a row, so an activation's scale is one for the whole token.
 struct TiledWeight {
   static constexpr size_t kRows = 16, kColumns = 32, kBytes = 64;
 
   const std::uint8_t* planes;   // [bits][row_blocks][chunks][64], most significant plane first; padding rows and columns are 0
-  const std::uint16_t* scale;   // float16 [row_blocks][groups][16]; padding rows 0
+  const std::uint16_t* scale;   // float16 [row_blocks][groups][16], dual-grained [row_blocks][16]; padding rows 0
   const std::uint8_t* zero;     // [row_blocks][groups][zero_bytes], or null: zero_add alone
   size_t bits, rows, columns;   // planes stored, N, K
   size_t group_size, groups;    // group_size a multiple of 32, or groups == 1
   size_t zero_bytes;            // 16: a byte a row; 8: row r in the low nibble of byte r, row r + 8 in the high one
   float scale_mul, zero_mul, zero_add;
+  const std::uint8_t* grain = nullptr;  // [row_blocks][groups][16], or null; padding rows 0
 
   ANYBIT_INLINE size_t row_blocks() const { return (rows + kRows - 1) / kRows; }
   ANYBIT_INLINE size_t chunks() const { return (columns + kColumns - 1) / kColumns; }
   ANYBIT_INLINE size_t plane_bytes() const { return row_blocks() * chunks() * kBytes; }
   // What a kernel reads of it: the planes in use, with their padding, and both tables.
   ANYBIT_INLINE size_t bytes() const {
-    return bits * plane_bytes() + row_blocks() * groups * (kRows * sizeof(*scale) + (zero ? zero_bytes : 0));
+    const size_t scales = grain ? kRows * (groups + sizeof(*scale)) : kRows * groups * sizeof(*scale);
+    return bits * plane_bytes() + row_blocks() * (scales + (zero ? groups * zero_bytes : 0));
+  }
+  // Whether sum - zero * sum of activations is a difference of whole numbers that float32 might round: it is then taken in
+  // integers. Sums of up to 512 columns are exact either way.
+  ANYBIT_INLINE bool whole_zeros() const {
+    const bool whole = zero ? zero_mul == 1.0f && zero_add == 0.0f : zero_add == static_cast<float>(static_cast<int>(zero_add));
+    return whole && (group_size < columns ? group_size : columns) > 512;
   }
 };
 
@@ -38,7 +49,8 @@ void linear_w_a8(const TiledWeight& w, const Activations& x, float* y, size_t y_
 // The same for rows [16 first, 16 last) on the calling thread, for callers that share rows out themselves.
 void linear_w_a8_blocks(const TiledWeight& w, const Activations& x, float* y, size_t y_stride, size_t first, size_t last);
 
-// The int32 sums [tokens, groups, rows] of codes times codes, before any float: what tests compare with int64.
+// The int32 sums [tokens, groups, rows] of codes times codes, before any float: what tests compare with int64. Dual-grained: of
+// whole rows, the sums [tokens, rows] of bytes times codes.
 void linear_w_a8_sums(const TiledWeight& w, const Activations& x, std::int32_t* sums);
 
 // Planes [bits, rows, row_bytes] into tiles; padding bits of the source are ignored.

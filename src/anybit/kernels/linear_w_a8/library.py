@@ -31,7 +31,8 @@ def _linear(
     if len(sizes) != 4 or len(factors) != 3:
         raise FormatError(f"linear_w_a8 takes 4 sizes and 3 factors, got {len(sizes)} and {len(factors)}")
     bits, rows, columns, group_size = sizes
-    w = Tiled(planes, scale, zero, bits, rows, columns, group_size, *factors)
+    scale_mul, zero_mul, zero_add = factors
+    w = Tiled(planes, scale, zero, bits, rows, columns, group_size, scale_mul, zero_mul, zero_add)
     if reason := native.refusal(x, planes, scale, zero):
         raise KernelUnavailable(f"linear_w_a8 cannot run: {reason}")
     _check(w)

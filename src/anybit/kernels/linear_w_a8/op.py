@@ -45,7 +45,8 @@ def of_numpy(made: tiles.Tiled[tiles.Array]) -> Tiled:
     """The same memory as PyTorch's."""
     zero = None if made.zero is None else torch.from_numpy(made.zero)
     arrays = (torch.from_numpy(made.planes), torch.from_numpy(made.scale), zero)
-    return Tiled(*arrays, made.bits, made.rows, made.columns, made.group_size, *made.factors)
+    grain = None if made.grain is None else torch.from_numpy(made.grain)
+    return Tiled(*arrays, made.bits, made.rows, made.columns, made.group_size, *made.factors, grain)
 
 
 def quantize(x: Tensor, group_size: int) -> Quantized:
@@ -54,10 +55,17 @@ def quantize(x: Tensor, group_size: int) -> Quantized:
 
 
 def sums(x: Quantized, w: Tiled) -> Tensor:
-    """The exact sums of codes times codes, int32 [T, G, N]."""
-    out = torch.empty(len(x.codes), w.sizes[4], w.rows, dtype=torch.int32)
-    native.loaded().linear_w_a8_sums(x.codes.data_ptr(), len(x.codes), w.planes.data_ptr(), w.sizes, out.data_ptr())
+    """The exact sums of codes times codes, int32 [T, G, N]; dual-grained: of codes times inner products, [T, 1, N]."""
+    out = torch.empty(len(x.codes), 1 if w.grain is not None else w.sizes[4], w.rows, dtype=torch.int32)
+    tables = (_address(x.sums), _address(w.zero), _address(w.grain))
+    native.loaded().linear_w_a8_sums(
+        x.codes.data_ptr(), len(x.codes), w.planes.data_ptr(), w.sizes, out.data_ptr(), *tables
+    )
     return out
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def linear_quantized(x: Quantized, w: Tiled) -> Tensor:
@@ -73,6 +81,6 @@ def prepared(x: Quantized, w: Tiled, y: Tensor) -> Callable[[], None]:
     return partial(
         native.loaded().linear_w_a8,
         *(x.codes.data_ptr(), x.scale.data_ptr(), x.sums.data_ptr(), len(x.codes)),
-        *(w.planes.data_ptr(), w.scale.data_ptr(), 0 if w.zero is None else w.zero.data_ptr(), w.sizes, w.factors),
-        y.data_ptr(),
+        *(w.planes.data_ptr(), w.scale.data_ptr(), _address(w.zero), w.sizes, w.factors),
+        *(y.data_ptr(), _address(w.grain)),
     )

@@ -25,18 +25,19 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Tiled(Generic[A]):
-    """A weight [N, K] in the kernel's layout: scale_mul scale (code - (zero_mul zero + zero_add)). A is the type of arrays:
-    PyTorch's for `op.py`, NumPy's for the engine.
+    """A weight [N, K] in the kernel's layout: scale_mul scale (code - (zero_mul zero + zero_add)), or dual-grained, scale (grain
+    (code - zero)). A is the type of arrays: PyTorch's for `op.py`, NumPy's for the engine.
 
     Attributes:
         planes: uint8 [b, ceil(N/16), ceil(K/32), 64], most significant plane first.
-        scale: float16 [ceil(N/16), G, 16]; rows beyond N are 0.
+        scale: float16 [ceil(N/16), G, 16]; rows beyond N are 0. Dual-grained: [ceil(N/16), 1, 16].
         zero: uint8 [ceil(N/16), G, 16], or [ceil(N/16), G, 8] for stored codes of up to 4 bits (row r in the low nibble
             of byte r, row r + 8 in the high one), or None: `zero_add` alone.
         bits: planes in use, 1..b.
         rows, columns: N, K.
         group_size: columns per scale; a multiple of 32, or K.
         scale_mul, zero_mul, zero_add: factors that turn the stored grid into the one in use.
+        grain: uint8 [ceil(N/16), G, 16] of a dual-grained weight: its groups are scaled in integers.
     """
 
     planes: A
@@ -49,6 +50,7 @@ class Tiled(Generic[A]):
     scale_mul: float
     zero_mul: float
     zero_add: float
+    grain: A | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:

@@ -1,7 +1,7 @@
 // AMX: 16 tokens x 16 rows in one instruction. A strip's chunk of codes already is a tile: row q holds four columns of 16 rows.
 //
 // A product takes 52 cycles but one can start every 16, so four sums are always under way: of four groups (whose sums become
-// floats one batch later), or, when a row is one group, of four times 16 tokens.
+// floats one batch later), or, when a row is one group (tiles_row.h), of 32 tokens x 32 rows.
 #pragma once
 
 namespace anybit::ANYBIT_TARGET {
@@ -30,17 +30,17 @@ struct TileSession {
   ~TileSession() { _tile_release(); }  // tiles in use make every context switch save 8 KiB
 };
 
-// Whether code - zero fits a signed byte and float sums of them are exact integers: then zeros are subtracted in the strip and
-// the epilogue has one step less, with the same result to the bit.
+// Whether code - zero fits a signed byte: then zeros are subtracted in the strip and the epilogue has one step less, with the
+// same result to the bit.
 ANYBIT_INLINE bool can_center(const TiledWeight& w) {
-  const float fixed = w.zero ? 0.0f : w.zero_add;
-  return w.bits <= 7 && least(w.group_size, w.columns) <= 512 && (!w.zero || (w.zero_mul == 1.0f && w.zero_add == 0.0f)) &&
-         fixed == static_cast<float>(static_cast<int>(fixed)) && fixed >= 0.0f && fixed <= 127.0f;
+  if (w.zero) return w.bits <= 7 && w.zero_mul == 1.0f && w.zero_add == 0.0f;
+  const bool whole = w.zero_add == static_cast<float>(static_cast<int>(w.zero_add));
+  return whole && (w.bits == 8 ? w.zero_add == 128.0f : w.zero_add >= 0.0f && w.zero_add <= 127.0f);
 }
 
 // Zeros of a group as they lie among codes: those of a row four times.
 ANYBIT_INLINE __m512i group_zeros(const TiledWeight& w, size_t block, size_t group) {
-  if (!w.zero) return _mm512_set1_epi8(static_cast<char>(w.zero_add));
+  if (!w.zero) return _mm512_set1_epi8(static_cast<char>(static_cast<int>(w.zero_add)));
   const std::uint8_t* at = w.zero + (block * w.groups + group) * w.zero_bytes;
   const __m512i zero = _mm512_cvtepu8_epi32(w.zero_bytes == 8 ? sixteen_nibbles(at) : sixteen_bytes(at));
   return _mm512_shuffle_epi8(zero, _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0));
@@ -103,6 +103,7 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
   [[maybe_unused]] const std::int8_t* xs_end = xs + w.columns;
   const float *x_scale = x.scale + token * groups, *x_sum = x.sums + token * groups;
   size_t table = block * groups;
+  const bool whole = w.whole_zeros();
   alignas(2048) std::int32_t sums[2][256];
   Reals total[16];
 #pragma GCC unroll 16
@@ -114,10 +115,13 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
       return;
     }
     const Grid grid(w, table);
+    const Ints middle = to_ints(grid.zero);
 #pragma GCC unroll 16
     for (size_t t = 0; t < 16; ++t) {
-      Reals real = _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * t));
-      if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x_sum[t * groups]));
+      Ints whole_sum = _mm512_load_si512(sum + 16 * t);
+      if (!kCentred && whole) whole_sum = subtract(whole_sum, middle, static_cast<std::int32_t>(x_sum[t * groups]));
+      Reals real = to_reals(whole_sum);
+      if (!kCentred && !whole) real = subtract(real, grid.zero, splat(x_sum[t * groups]));
       total[t] = fma(mul(grid.scale, splat(x_scale[t * groups])), real, total[t]);
     }
     ++table, ++x_scale, ++x_sum;
@@ -156,95 +160,50 @@ void tile_groups(const std::uint8_t* strip, const TiledWeight& w, const Activati
 }
 #undef ANYBIT_GROUP
 
-// One group a row: up to 64 tokens (`count` blocks of 16), every tile of codes loaded once for all of them.
-template <bool kCentred>
-void tile_row(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out, size_t block, size_t token,
-              size_t count, const Ahead& ahead) {
-  const size_t lanes = least(TiledWeight::kRows, w.rows - block * TiledWeight::kRows), apart = 16 * x.stride;
-  const std::int8_t* xs = x.codes + token * x.stride;
-  alignas(64) std::int32_t sums[4][256];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (size_t k = 0; k < w.columns; k += 64) {
-    ANYBIT_PRODUCT(0, 4, 6, xs, k);
-    ahead.ask(k), ahead.ask(k + 32);
-    if (out.y && k / 64 < 16 * count) __builtin_prefetch(out.y + (token + k / 64) * out.y_stride + block * TiledWeight::kRows, 1);
-    // The codes stay in tile 6 for the others.
-#define ANYBIT_REUSE(i, a)                            \
-  if (count > i) {                                    \
-    _tile_loadd(a, xs + i * apart + k, x.stride);     \
-    if constexpr (kCentred) _tile_dpbssd(i, a, 6);    \
-    else _tile_dpbsud(i, a, 6);                       \
-  }
-    ANYBIT_REUSE(1, 5)
-    ANYBIT_REUSE(2, 4)
-    ANYBIT_REUSE(3, 5)
-#undef ANYBIT_REUSE
-  }
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  _tile_stored(2, sums[2], 64);
-  _tile_stored(3, sums[3], 64);
-  const Grid grid = out.sums ? Grid{splat(0.0f), splat(0.0f)} : Grid(w, block, 0);
-  for (size_t t = 0; t < 16 * count; ++t) {
-    const Ints sum = _mm512_load_si512(sums[t / 16] + t % 16 * 16);
-    if (out.sums) {
-      store(out.sums + (token + t) * w.rows + block * TiledWeight::kRows, sum, lanes);
-      continue;
-    }
-    Reals real = to_reals(sum);
-    if constexpr (!kCentred) real = subtract(real, grid.zero, splat(x.sums[token + t]));
-    const Reals total = fma(mul(grid.scale, splat(x.scale[token + t])), real, splat(0.0f));
-    store(out.y + (token + t) * out.y_stride + block * TiledWeight::kRows, total, lanes);
-  }
-}
 #undef ANYBIT_PRODUCT
 
-// Tokens [begin, end), whole blocks of 16.
-template <bool kCentred>
-ANYBIT_INLINE void multiply_centred(const std::uint8_t* strip, const TiledWeight& w, const Activations& x, const Output& out,
-                                    size_t block, size_t begin, size_t end, const Ahead& ahead) {
-  if (w.groups > 1) {
-    const bool one = w.group_size <= tile_columns(w);
-    const auto run = out.sums ? tile_groups<false, false, true>
-                     : one    ? tile_groups<kCentred, true, false>
-                              : tile_groups<kCentred, false, false>;
-    for (; begin < end; begin += kTileTokens) run(strip, w, x, out, block, begin, ahead);
-    return;
-  }
-  for (; begin < end; begin += 4 * kTileTokens)
-    tile_row<kCentred>(strip, w, x, out, block, begin, least(4, (end - begin) / kTileTokens), ahead);
-}
+}  // namespace
+}  // namespace anybit::ANYBIT_TARGET
+#include "tiles_row.h"
+namespace anybit::ANYBIT_TARGET {
+namespace {
 
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
 // first-level cache together, the activations come from the second level once for all of them. Returns where the rest begins.
 template <size_t B>
-size_t multiply_tiles(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last, size_t begin,
-                      size_t end, std::vector<std::uint8_t>& memory) {
+size_t multiply_tiles(const TiledWeight& stored, const Activations& given, const Output& out, size_t first, size_t last,
+                      size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
   constexpr size_t kStrips = 4, kFirstLevel = 20 << 10;
   const size_t whole = begin + (end - begin) / kTileTokens * kTileTokens;
   if (whole == begin) return begin;
+  const RowView view(stored, given, begin, whole);
+  const TiledWeight& w = view.w;
+  const Activations& x = view.x;
   const size_t bytes = strip_bytes(w);
-  const size_t strips = w.groups > 1 && bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
-  const bool centred = !out.sums && can_center(w);
+  const size_t strips = w.groups == 1 ? 2 : bytes < kFirstLevel ? least(kStrips, kFirstLevel / bytes) : 1;
+  const bool centred = stored.grain || (!out.sums && can_center(w)), one = w.group_size <= tile_columns(w);
+  const auto by_group = out.sums ? tile_groups<false, false, true>
+                        : !centred ? (one ? tile_groups<false, true, false> : tile_groups<false, false, false>)
+                                   : (one ? tile_groups<true, true, false> : tile_groups<true, false, false>);
   const TileSession session(tile_columns(w), kTileTokens);
   std::uint8_t* strip = aligned(memory, strips * bytes);
-  const size_t step = w.groups == 1 ? 4 * kTileTokens : kTileTokens;
   for (; first < last; first += strips) {
     const size_t stop = least(first + strips, last);
     for (size_t block = first; block < stop; ++block) {
-      expand_strip<B>(w, block, strip + (block - first) * bytes);
-      if (centred) center_strip(strip + (block - first) * bytes, w, block);
+      std::uint8_t* at = strip + (block - first) * bytes;
+      expand_strip<B>(stored, block, at);
+      if (stored.grain) expand_grains(stored, block, 0, at);
+      else if (centred) center_strip(at, w, block);
     }
-    for (size_t token = begin; token < whole; token += step)
+    if (w.groups == 1) {
+      const RowTiles tiles{strip, stop - first == 2 ? bytes : 0, first, begin, whole};
+      centred ? tile_rows<true>(tiles, stored, w, x, out) : tile_rows<false>(tiles, stored, w, x, out);
+      continue;
+    }
+    for (size_t token = begin; token < whole; token += kTileTokens)
       for (size_t block = first; block < stop; ++block) {
-        const std::uint8_t* at = strip + (block - first) * bytes;
-        const size_t until = least(token + step, whole);
-        const Ahead ahead(w, block + strips, (token - begin) / step, (whole - begin + step - 1) / step);
-        centred ? multiply_centred<true>(at, w, x, out, block, token, until, ahead)
-                : multiply_centred<false>(at, w, x, out, block, token, until, ahead);
+        const Ahead ahead(w, block + strips, (token - begin) / kTileTokens, (whole - begin) / kTileTokens);
+        by_group(strip + (block - first) * bytes, w, x, out, block, token, ahead);
       }
   }
   return whole;

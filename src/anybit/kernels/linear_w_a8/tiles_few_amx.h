@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kFewest = 5, kLead = 3, kSlots = 8, kFewColumns = 128;  // kFewColumns: of the widest group
 
 ANYBIT_INLINE bool suits_few(const TiledWeight& w, size_t tokens) {
-  return tokens >= kFewest && tokens <= kTileTokens && w.groups > 1 && w.group_size <= kFewColumns &&
+  return !w.grain && tokens >= kFewest && tokens <= kTileTokens && w.groups > 1 && w.group_size <= kFewColumns &&
          w.groups * w.group_size == w.columns;
 }
 

@@ -70,7 +70,14 @@ ANYBIT_INLINE void dot(Ints& sum, const Codes& codes, const std::int8_t* x) {
 ANYBIT_INLINE Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 
 ANYBIT_INLINE Reals to_reals(Ints a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+ANYBIT_INLINE Ints to_ints(Reals a) { return {_mm256_cvttps_epi32(a.low), _mm256_cvttps_epi32(a.high)}; }
+ANYBIT_INLINE Ints mul(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
+ANYBIT_INLINE Ints subtract(Ints c, Ints a, std::int32_t b) {
+  const Ints product = mul(a, {_mm256_set1_epi32(b), _mm256_set1_epi32(b)});
+  return {_mm256_sub_epi32(c.low, product.low), _mm256_sub_epi32(c.high, product.high)};
+}
 ANYBIT_INLINE Reals splat(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+ANYBIT_INLINE Reals load_reals(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 ANYBIT_INLINE Reals load_halves(const std::uint16_t* p) {
   const auto* h = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};

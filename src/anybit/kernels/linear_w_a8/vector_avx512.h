@@ -85,7 +85,13 @@ ANYBIT_INLINE void dot(Ints& sum, Codes codes, const std::int8_t* x) {
 ANYBIT_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
 ANYBIT_INLINE Reals to_reals(Ints a) { return _mm512_cvtepi32_ps(a); }
+ANYBIT_INLINE Ints to_ints(Reals a) { return _mm512_cvttps_epi32(a); }
+ANYBIT_INLINE Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+ANYBIT_INLINE Ints subtract(Ints c, Ints a, std::int32_t b) {
+  return _mm512_sub_epi32(c, _mm512_mullo_epi32(a, _mm512_set1_epi32(b)));
+}
 ANYBIT_INLINE Reals splat(float a) { return _mm512_set1_ps(a); }
+ANYBIT_INLINE Reals load_reals(const float* p) { return _mm512_loadu_ps(p); }
 ANYBIT_INLINE Reals load_halves(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }

@@ -4,7 +4,8 @@
 //   expand<P>(lines, out)      8 Codes out of one line of each plane; P is 2, 4 or 8 lines, most significant first
 //   Ints, Reals                16 lanes, one a row
 //   dot<P>(sum, codes, x)      sum[r] += sum_c codes[4 r + c] * x[c], exact
-//   subtract(c, a, b)          c - a * b, one rounding
+//   subtract(c, a, b)          c - a * b, one rounding; of integers with one b for all lanes: exact
+//   to_ints(a)                 whole numbers as integers
 #pragma once
 
 #include <cstring>
@@ -58,9 +59,27 @@ ANYBIT_INLINE Reals to_reals(const Ints& a) {
   for (size_t r = 0; r < 16; ++r) out.v[r] = static_cast<float>(a.v[r]);
   return out;
 }
+ANYBIT_INLINE Ints to_ints(const Reals& a) {
+  Ints out;
+  for (size_t r = 0; r < 16; ++r) out.v[r] = static_cast<std::int32_t>(a.v[r]);
+  return out;
+}
+ANYBIT_INLINE Ints mul(Ints a, const Ints& b) {
+  for (size_t r = 0; r < 16; ++r) a.v[r] *= b.v[r];
+  return a;
+}
+ANYBIT_INLINE Ints subtract(Ints c, const Ints& a, std::int32_t b) {
+  for (size_t r = 0; r < 16; ++r) c.v[r] -= a.v[r] * b;
+  return c;
+}
 ANYBIT_INLINE Reals splat(float a) {
   Reals out;
   for (float& v : out.v) v = a;
+  return out;
+}
+ANYBIT_INLINE Reals load_reals(const float* p) {
+  Reals out;
+  std::memcpy(out.v, p, sizeof out.v);
   return out;
 }
 ANYBIT_INLINE Reals load_halves(const std::uint16_t* p) {

@@ -2,6 +2,7 @@
 
 #include "bind.h"
 #include "cpu.h"
+#include "scheme.h"
 
 namespace anybit {
 namespace {
@@ -13,7 +14,18 @@ Activations activations_at(Address codes, Address scale, Address sums, size_t to
 
 }  // namespace
 
+// scheme: bits, symmetric, rounded_zero, clip, group_size
 void bind_quantize_activations(nb::module_& m) {
+  m.def(
+      "encode_rows",
+      [](Address x, Address codes, Address scale, Address sums, Address side, size_t tokens, size_t columns, size_t group,
+         nb::tuple scheme, Address fixed_scale, Address fixed_offset, Address bypass, size_t bypassed) {
+        const Scheme by = scheme_at(scheme, fixed_scale, fixed_offset, bypass, bypassed);
+        const nb::gil_scoped_release unlocked;
+        encode_rows(at<const float>(x), by, activations_at(codes, scale, sums, tokens, columns, group), at<float>(side), 0, tokens);
+      },
+      "x"_a, "codes"_a, "scale"_a, "sums"_a, "side"_a, "tokens"_a, "columns"_a, "group_size"_a, "scheme"_a, "fixed_scale"_a,
+      "fixed_offset"_a, "bypass"_a, "bypassed"_a);
   m.def(
       "quantize_rows",
       [](Address x, Address codes, Address scale, Address sums, size_t tokens, size_t columns, size_t group) {

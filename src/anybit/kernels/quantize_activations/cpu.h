@@ -18,10 +18,29 @@ struct Activations {
 // apart, 16 tokens would share the few places that one set of the first-level cache has.
 ANYBIT_INLINE size_t activation_stride(size_t columns) { return ((columns + 63) / 64 | 1) * 64; }
 
+// How a row becomes codes of 2 to 8 bits: x[k] ~ scale code[k] + offset; formats/activation.py: IntActivations has the arithmetic.
+struct Scheme {
+  std::int32_t bits = 8;
+  bool symmetric = true, rounded_zero = false;
+  float clip = 1.0f;
+  size_t group_size = 0;                            // columns of one scale: whole groups of the `Activations`, or >= columns
+  const float *scale = nullptr, *offset = nullptr;  // static ones of each group, or null
+  const std::uint32_t* bypass = nullptr;            // ascending columns that have code 0 and enter no range
+  size_t bypassed = 0;
+
+  // Floats beside a row's codes: the offset of each group unless symmetric, then x of the columns that bypass.
+  ANYBIT_INLINE size_t side_width(size_t columns) const {
+    return (symmetric ? 0 : (columns + group_size - 1) / group_size) + bypassed;
+  }
+};
+
 enum class Gate { silu, gelu_tanh };
 
 // Below, rows are those of tokens [first, last); many of them are shared among threads. x is [tokens, columns].
 void quantize_rows(const float* x, const Activations& out, size_t first, size_t last);
+
+// The same by `scheme`; side [tokens, side_width].
+void encode_rows(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t first, size_t last);
 
 // y = x / sqrt(mean(x^2) + eps) * weight, or * (1 + weight) with `plus_one`; weight [columns], or null for none. y may be x.
 // A row whose mean square is NaN or overflows becomes NaN.
@@ -45,5 +64,11 @@ struct QuantizeActivationsTable {
   void (*gate)(const float* gate_up, Gate gate, float* y, size_t columns);
 };
 ANYBIT_FOR_TARGETS(extern const QuantizeActivationsTable quantize_activations_table;)
+
+// One row and its side.
+struct EncodeTable {
+  void (*encode)(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t token);
+};
+ANYBIT_FOR_TARGETS(extern const EncodeTable encode_table;)
 
 }  // namespace anybit

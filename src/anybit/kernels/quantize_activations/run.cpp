@@ -20,6 +20,12 @@ void quantize_rows(const float* x, const Activations& out, size_t first, size_t 
   for_tokens(first, last, out.columns, [&](size_t t) { k.quantize(x + t * out.columns, out, t); });
 }
 
+void encode_rows(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t first, size_t last) {
+  const auto encode = ANYBIT_ACTIVE(encode_table).encode;
+  const size_t width = scheme.side_width(out.columns);
+  for_tokens(first, last, out.columns, [&](size_t t) { encode(x + t * out.columns, scheme, out, side + t * width, t); });
+}
+
 void rms_norm_rows(const float* x, const float* weight, bool plus_one, float eps, float* y, size_t columns, size_t first,
                    size_t last) {
   const QuantizeActivationsTable& k = ANYBIT_ACTIVE(quantize_activations_table);
