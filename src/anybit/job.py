@@ -14,6 +14,7 @@ from torch import nn
 from anybit.checkpoint.ledger import form_word
 from anybit.errors import InputError, PromiseError
 from anybit.formats.decoder import Form
+from anybit.formats.kv import check_head
 from anybit.formats.terms import bits_per_weight, stored_bits
 from anybit.memory import rss_bytes
 from anybit.models.source import ModelSource, open_model
@@ -110,6 +111,8 @@ def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
         if isinstance(module, nn.Linear) and module.out_features >= GATE_ROWS
     )
     assignment = assign(chosen, linears, structure.embedding, structure.head, structure.tied)
+    if assignment.kv:
+        check_head(assignment.kv, structure.geometry.head_dim)
     shapes = {name: skeleton.get_parameter(f"{name}.weight").shape for name in assignment.methods}
     forms = {
         name: method.plan((shapes[name][0], shapes[name][1])) for name, method in assignment.methods.items() if method

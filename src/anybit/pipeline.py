@@ -79,7 +79,9 @@ def quantize(
                     step(run, index, name)
             progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
             account |= leave(run)
-        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows)
+        kv = job.assignment.kv
+        account |= {"kv": kv.account(job.structure.geometry.head_dim)} if kv else {}
+        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows, kv)
     return summary(job, ledger, out, time.monotonic() - started)
 
 

@@ -4,10 +4,11 @@
     stages:
       weights:    [{name: gptq, targets: [linears], options: {bits: 4, group_size: 32}}]
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
+      kv:         [{name: kv, options: {key_bits: 4, value_bits: 4, keys: channel, sink: 64}}]
 
 `targets` are words (`linears`, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
 the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
-tensor as it is.
+tensor as it is. `kv` is one entry, how keys and values are cached (`formats.kv.KVSpec`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from anybit.errors import RecipeError, nearest
+from anybit.errors import FormatError, RecipeError, nearest
+from anybit.formats.kv import KVSpec
 from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ, AWQScale
@@ -44,7 +46,7 @@ TRANSFORMS: dict[str, type[AWQScale]] = {"awq-scale": AWQScale}
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
-StageName = Literal["transform", "weights", "compensate", "embeddings"]
+StageName = Literal["transform", "weights", "compensate", "embeddings", "kv"]
 
 
 class Entry(BaseModel):
@@ -78,6 +80,7 @@ class Assignment:
     transforms: tuple[AWQScale, ...]
     methods: Mapping[str, Method | None]
     compensations: tuple[TuneTables, ...] = ()
+    kv: KVSpec | None = None
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -123,6 +126,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     problems: list[str] = []
     transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
     tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
+    kv = _cache(recipe.stages.get("kv", []), problems)
     methods: dict[str, Method | None] = {}
     ends = [embedding] if tied else [embedding, head]
     words = {"linears": list(linears), "embedding": [embedding], "head": ends[-1:]}
@@ -147,7 +151,21 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         problems.append("weights: gradients are those of the untransformed model; drop the transform, or use hessian")
     if problems:
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
-    return Assignment(tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings))
+    return Assignment(tuple(transforms), {name: methods.get(name) for name in [*linears, *ends]}, tuple(tunings), kv)
+
+
+def _cache(entries: Sequence[Entry], problems: list[str]) -> KVSpec | None:
+    """The spec of the stage `kv`, None where there is none or, with the reason added to `problems`, where it does not fit."""
+    if not entries:
+        return None
+    if len(entries) > 1 or entries[0].name != "kv":
+        problems.append("kv: one entry named 'kv' says how keys and values are cached; put everything into its options")
+        return None
+    try:
+        return KVSpec.read(entries[0].options)
+    except FormatError as error:
+        problems.append(str(error))
+        return None
 
 
 def _build(entry: Entry, table: Mapping[str, Any], stage: str, problems: list[str]) -> Any:

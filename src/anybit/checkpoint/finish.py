@@ -17,6 +17,7 @@ from anybit.checkpoint.ledger import Ledger, Row, check_numbers, tensor_sha256
 from anybit.checkpoint.partial import Partial, write_json
 from anybit.errors import PromiseError
 from anybit.formats.decoder import Form
+from anybit.formats.kv import KVSpec
 
 # What a tokenizer and a chat need, copied as they are; weights and code are not.
 COMPANIONS = [
@@ -47,6 +48,7 @@ def finish_directory(
     ledger: Mapping[str, Any],
     forms: Mapping[str, Form],
     rows: Sequence[Row],
+    kv: KVSpec | None = None,
 ) -> Ledger:
     """Index, ledger, config and tokenizer files; then the rename that makes the checkpoint exist.
 
@@ -68,7 +70,7 @@ def finish_directory(
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, root / file.name)
     config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = quantization_config(complete.recipe, dict(forms))
+    config["quantization_config"] = quantization_config(complete.recipe, dict(forms), kv and kv.as_dict())
     write_json(root / "config.json", config)
     partial.finish()
     return complete
