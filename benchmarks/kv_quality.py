@@ -23,29 +23,30 @@ from anybit.evaluate.perplexity import paired_difference, token_nll
 from anybit.formats.kv import KVSpec
 from anybit.machine import machine
 
+HEAD_DIM = 64
 OUT = Path(__file__).parent / "results" / "kv-quality-smollm2.json"
 CACHES = [
     "8",
-    "k8v8-channel",
+    "4",
+    "4-channel",
+    "4-rotated",
+    "4-channel-sink64",
+    "4-rotated-sink64",
+    "4-sink64",
     "k8v4",
     "k4v8",
     "k4v8-channel",
-    "4",
-    "4-sink64",
-    "4-window64",
-    "4-rotated",
-    "4-rotated-sink64",
-    "4-channel",
-    "4-channel-sink64",
-    "4-channel-rotated",
-    "4-channel-sink64-window64",
+    "2-channel-sink64",
     "k4v2-channel-sink64",
     "k2v4-channel-sink64",
+    "4-window64",
+    "4-channel-sink64-window64",
+    "4-channel-rotated",
     "2",
     "2-rotated",
     "2-channel",
-    "2-channel-sink64",
     "2-channel-sink64-window64",
+    "k8v8-channel",
 ]
 
 
@@ -57,18 +58,19 @@ def nll(directory: str, cache: str, windows: Tensor) -> Tensor:
 
 def main() -> None:
     """Measure and write."""
-    directory, ctx, count = sys.argv[1], *(int(word) for word in (sys.argv[2:4] or (512, 24)))
+    directory, ctx, count = sys.argv[1], *(int(word) for word in (sys.argv[2:4] or (1024, 11)))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     windows = evaluation_windows(tokenizer, read_documents("wiki-test"), ctx, count * ctx)
-    reference, rows, head_dim = nll(directory, "16", windows), {}, 64
+    saved = json.loads(OUT.read_text())["runs"] if OUT.is_file() else {}
+    reference, rows = nll(directory, "16", windows), {}
     for cache in CACHES:
-        found = paired_difference(reference, nll(directory, cache, windows))
-        rows[cache] = asdict(found) | {"bits_per_element": KVSpec.parse(cache).bits_per_element(head_dim)}
-        print(f"{cache:28} {100 * (found.ratio - 1):+.2f} % +- {100 * (found.stderr or 0):.2f}", flush=True)
-    saved = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    about = {"what": "demo (gptq-w4), decoded token by token, against its 16-bit cache", "machine": machine()}
-    run = {"command": f"python benchmarks/kv_quality.py DIR {ctx} {count}", "windows": len(windows), "ctx": ctx, "rows": rows}
-    OUT.write_text(json.dumps(about | {"runs": saved.get("runs", {}) | {str(ctx): run}}, indent=1) + "\n")
+        spec, found = KVSpec.parse(cache), paired_difference(reference, nll(directory, cache, windows))
+        rows[spec.word] = asdict(found) | {"bits_per_element": spec.bits_per_element(HEAD_DIM)}
+        print(f"{spec.word:36} {100 * (found.ratio - 1):+.2f} % +- {100 * (found.stderr or 0):.2f}", flush=True)
+        about = {"what": "demo (gptq-w4), decoded token by token, against its 16-bit cache", "machine": machine()}
+        command = f"python benchmarks/kv_quality.py DIR {ctx} {len(windows)}"
+        run = {"command": command, "windows": len(windows), "ctx": ctx, "rows": rows}
+        OUT.write_text(json.dumps(about | {"runs": saved | {str(ctx): run}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

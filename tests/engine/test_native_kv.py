@@ -94,7 +94,8 @@ def test_how_far_back_one_can_go(checkpoint):
         with pytest.raises(InputError, match="not kept any more"):
             model.truncate(0, keep)
     assert model.length() == 300
-    assert np.array_equal(feed(model, 300, 310), feed(again := opened(checkpoint("llama"), "4-channel-sink64"), 0, 310)[300:])
+    again = opened(checkpoint("llama"), "4-channel-sink64")
+    assert np.array_equal(feed(model, 300, 310), feed(again, 0, 310)[300:])
     for keep in (128, 64, 40):  # whole pages stay sealed, the sinks were never
         again.truncate(0, keep)
         assert np.array_equal(feed(again, keep, 250), whole[keep:250])

@@ -19,9 +19,11 @@ def test_words_and_dictionaries_round_trip(word):
     assert KVSpec.parse("8") == KVSpec()
 
 
-@pytest.mark.parametrize("word", ["", "5", "k4", "4-chanel", "4-sink32", "4-window", "16-channel", "4-sink-64", "k4v4v4"])
+@pytest.mark.parametrize(
+    "word", ["", "5", "k4", "4-chanel", "4-sink32", "4-window", "16-channel", "4-sink-64", "k4v4v4"]
+)
 def test_nonsense_is_refused(word):
-    with pytest.raises(FormatError, match="kv:|not a cache"):
+    with pytest.raises(FormatError, match=r"kv:|not a cache"):
         KVSpec.parse(word)
 
 

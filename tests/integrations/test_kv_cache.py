@@ -130,9 +130,9 @@ def test_the_recipe_reaches_config_ledger_and_both_engines(checkpoint):
     assert isinstance(out.past_key_values, KVCache)
     text = model.generate(torch.arange(4, 24)[None], max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
     assert text.past_key_values.layers[0].get_seq_length() == 23
+    other = DynamicCache()
+    other.update(*torch.zeros(2, 1, 2, 1, 16), 0)
     with pytest.raises(InputError, match="leave past_key_values out"):
-        other = DynamicCache()
-        other.update(*torch.zeros(2, 1, 2, 1, 16), 0)
         model(input_ids=torch.arange(4, 24)[None], past_key_values=other)
 
 

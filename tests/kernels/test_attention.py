@@ -107,7 +107,9 @@ def test_windows_and_softcap(isa, bits):
     lasts = (0, 63, 64, 100, 700, 1023, 1024, 1100, 1299)
     looks = [Look(0, max(0, t - window + 1), t) for t in lasts for window in (1, 33, 64, 65, 1000)]
     q = queries(shape, len(looks), 2.0).bfloat16().float()
-    halves = 2.0**-7 * 8 if isa == "amx" and bits <= 4 else 0.0  # weights rounded to bfloat16, times the range of values
+    halves = (
+        2.0**-7 * 8 if isa == "amx" and bits <= 4 else 0.0
+    )  # weights rounded to bfloat16, times the range of values
     for softcap in (0.0, 5.0):
         want = op.attend(cache, looks, q, 0.5, softcap, impl="reference")
         got = op.attend(cache, looks, q, 0.5, softcap, impl="native")

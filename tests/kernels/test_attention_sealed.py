@@ -1,4 +1,4 @@
-"""Pages that are sealed: ranges per channel, mixed widths, open pages among sealed ones; all against float64 over what is stored."""
+"""Sealed pages: ranges per channel, mixed widths, open pages among them; all against float64 over what is stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from anybit.kernels.attention.op import Look, PagedCache
 from anybit.kernels.attention.shape import KvShape
 from anybit.kernels.native import loaded, set_threads
 
-FORMS = [(4, 4, True), (2, 2, True), (8, 8, True), (8, 4, False), (4, 8, False), (4, 16, True), (16, 4, False), (2, 4, True)]
+FORMS = [
+    (4, 4, True),
+    (2, 2, True),
+    (8, 8, True),
+    (8, 4, False),
+    (4, 8, False),
+    (4, 16, True),
+    (16, 4, False),
+    (2, 4, True),
+]
 HEADS = [(9, 3, 64), (8, 1, 80), (32, 4, 64), (2, 2, 16), (4, 1, 256)]
 TOKENS = 1200
 LOUD = 20.0
@@ -102,8 +111,8 @@ def test_small_whole_numbers_are_exact(isa, form):
     op.seal(shape, opened[0], cache.pages[0])
     q = random(64, 4, 16).mul(2).round()
     alone = op.attend(cache, [Look(0, t, t) for t in range(64)], q, 0.5, impl="native")
-    if form[1] == 8 or isa != "amx":
-        assert torch.equal(alone, values.float().repeat_interleave(2, 1))
+    rounding = 2.0**-8 if isa == "amx" and min(form[:2]) <= 4 else 0.0  # of a weight, exp(0) within 5e-6
+    assert torch.allclose(alone, values.float().repeat_interleave(2, 1), rtol=0, atol=rounding * top[1] / 2)
     got = op.attend(cache, [Look(0, 0, 63)], q[:1], 0.0, impl="native")  # all positions alike
     assert torch.allclose(got[0], values.float().mean(0).repeat_interleave(2, 0), rtol=1e-6)
 
@@ -129,7 +138,10 @@ def test_loud_channels_want_ranges_of_their_own():
     errors = {}
     for channels in (False, True):
         shape = KvShape(3, 3, 64, 4, 4, channels)
-        keys = filled(shape.opened).opened
+        keys = torch.zeros(1, shape.opened.page_bytes, dtype=torch.uint8)
+        x = random(64, 3, 64)
+        x[..., [1, 7]] *= LOUD
+        op.write(PagedCache(shape.opened, keys, [[0]]), [Look(0, 0, t) for t in range(64)], x, x)
         page = torch.zeros(shape.page_bytes, dtype=torch.uint8)
         op.seal(shape, keys[0], page)
         was, got = reference.read_page(keys[0], shape.opened)[0], reference.read_page(page, shape)[0]

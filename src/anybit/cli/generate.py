@@ -33,7 +33,9 @@ def generate(
     ] = "auto",
     kv: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Key-value cache: 16, 8, k8v4, 4-channel-sink64, 4-rotated; default: the checkpoint's"),
+        typer.Option(
+            metavar="SPEC", help="Key-value cache: 16, 8, k8v4, 4-channel-sink64, 4-rotated; default: the checkpoint's"
+        ),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template")] = False,
     json: Json = False,

@@ -50,7 +50,9 @@ class KVSpec:
             if not isinstance(tokens, int) or tokens < 0 or tokens % PAGE:
                 raise FormatError(f"kv: {name} must be a multiple of {PAGE} tokens (whole pages), got {tokens}")
         if self.keys not in ("token", "channel") or (self.keys == "channel" and self.key_bits == 16):
-            raise FormatError(f"kv: keys must be token, or channel below 16 bits; got {self.keys} at {self.key_bits} bits")
+            raise FormatError(
+                f"kv: keys must be token, or channel below 16 bits; got {self.keys} at {self.key_bits} bits"
+            )
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> KVSpec:

@@ -148,7 +148,8 @@ class KVLayer(DynamicLayer):
         """
         length = self._length + min(tokens_to_remove, 0)
         if length == 0:
-            return self.reset()
+            self.reset()
+            return
         end = length if not self.spec.seals else min(self._sealed, self.spec.sealed(length))
         lowest = max(end, self.spec.sink if self._first else 0)
         if self.spec.seals and (self._from > lowest or length < lowest):
