@@ -68,7 +68,7 @@ void check(const KvShape& shape, size_t tokens) {
   for (size_t t = 0; t < tokens; ++t)
     kv_write(shape, one.table[t / kPageTokens], t, one.keys.data() + t * width, one.values.data() + t * width);
   kv_write(shape, all.queries.data(), tokens, all.keys.data(), all.values.data());
-  expect(one.pages == all.pages, "one write at a time", shape.bits, shape.head_dim, tokens);
+  expect(one.pages == all.pages, "one write at a time", shape.key_bits, shape.head_dim, tokens);
   for (bool prompt : {false, true}) check_attend(one, prompt);
 }
 

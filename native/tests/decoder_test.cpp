@@ -113,7 +113,8 @@ int main() {
   set_threads(2);
   for (const auto& isa : available_isas()) {
     set_isa(isa);
-    for (size_t kv_bits : {16, 8, 4}) check(kv_bits), check_precision(kv_bits);
+    for (size_t kv_bits : {16, 8, 4, 2}) check(kv_bits, false), check_precision(kv_bits);
+    for (size_t kv_bits : {8, 4, 2}) check(kv_bits, true);
     std::printf("decoder on %s ok\n", isa.c_str());
   }
 }

@@ -70,6 +70,11 @@ class Job:
         size = kept + sum(stored_bits(form) for form in self.forms.values()) // 8
         return {"size_bytes": size, "float_bytes": weights * itemsize, "bits_per_weight": 8 * size / weights}
 
+    def cache(self) -> dict[str, Any]:
+        """How keys and values are to be cached, for the ledger; empty where the recipe does not say."""
+        kv = self.assignment.kv
+        return kv.account(self.structure.geometry.head_dim) if kv else {}
+
     def peak_bytes(self, samples_in_flight: int, seq_len: int) -> int:
         """Estimated peak resident memory: the process now, one block, its statistics, the inputs of a few samples."""
         blocks = [self.model.get_submodule(name) for name in self.structure.blocks]

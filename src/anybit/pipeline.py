@@ -79,9 +79,8 @@ def quantize(
                     step(run, index, name)
             progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
             account |= leave(run)
-        kv = job.assignment.kv
-        account |= {"kv": kv.account(job.structure.geometry.head_dim)} if kv else {}
-        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows, kv)
+        account |= {"kv": job.cache()}
+        ledger = finish_directory(partial, job.source.path, run.shards, account, job.forms, run.rows, job.assignment.kv)
     return summary(job, ledger, out, time.monotonic() - started)
 
 
