@@ -1,8 +1,8 @@
-"""Decode at a long context with different caches: `python benchmarks/kv_speed.py DIR [context] [rounds] [cache ...]`.
+"""Decode at a long context with different caches: `python benchmarks/kv_speed.py DIR [context] [rounds] [threads] [cache ...]`.
 
 Every cache is filled with the same tokens, then whole decode steps of all caches take turns, so a busy neighbour hurts all
-alike; per cache the least and the median of the rounds, ratios of medians of each round. Attention alone is the difference to
-the same step at a context of 64, in the same rounds.
+alike (with one thread CPU time is measured); per cache the least and the median of the rounds, ratios of medians of each
+round. Attention alone is the difference to the same step at a context of 64, in the same rounds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from anybit.engine.native import NativeModel
 from anybit.formats.kv import KVSpec
+from anybit.kernels import native
 from anybit.machine import machine
 
 OUT = Path(__file__).parent / "results" / "kv-speed-llama1b.json"
@@ -23,10 +24,11 @@ STEPS = 3
 
 def seconds(model: NativeModel, slot: int, length: int) -> float:
     """One decode step, the mean of a few; the slot is as long as before afterwards."""
-    start = time.perf_counter()
+    clock = time.thread_time if native.loaded().threads() == 1 else time.perf_counter
+    start = clock()
     for step in range(STEPS):
         model.top([(5 + step, slot)], [0])
-    taken = (time.perf_counter() - start) / STEPS
+    taken = (clock() - start) / STEPS
     model.truncate(slot, length)
     return taken
 
@@ -34,10 +36,12 @@ def seconds(model: NativeModel, slot: int, length: int) -> float:
 def main() -> None:
     """Measure and write."""
     directory = sys.argv[1]
-    context, rounds = (int(word) for word in (sys.argv[2:4] or (8128, 7)))
-    names = sys.argv[4:] or ["16", "8", "4", "4-channel", "4-channel-sink64", "2-channel"]
+    context, rounds, threads = (int(word) for word in (sys.argv[2:5] or (8128, 7, 1)))
+    names = sys.argv[5:] or ["16", "8", "4", "4-channel", "4-channel-sink64", "2-channel"]
     models = {
-        n: NativeModel.open(directory, kv=KVSpec.parse(n), max_tokens=context + 256, max_sequences=2, verify=False)
+        n: NativeModel.open(
+            directory, kv=KVSpec.parse(n), max_tokens=context + 256, max_sequences=2, verify=False, threads=2
+        )
         for n in names
     }
     ids = [(17 * i * i + 31 * i) % 30000 + 3 for i in range(context)]
@@ -46,14 +50,21 @@ def main() -> None:
         model.forward([(i, 0) for i in ids], [], prompt=True)
         model.forward([(i, 1) for i in ids[:64]], [], prompt=True)
         print(f"{name} filled", flush=True)
+    native.set_threads(threads)
     for _ in range(rounds):
         for name, model in models.items():
             times[name].append((seconds(model, 0, context), seconds(model, 1, 64)))
     rows = {name: summary(found, times[names[0]]) for name, found in times.items()}
     for name, row in rows.items():
         print(f"{name:28} {row}")
-    about = {"what": "decode steps, 1.1B gptq-w4", "context": context, "rounds": rounds, "machine": machine()}
-    command = f"python benchmarks/kv_speed.py DIR {context} {rounds} {' '.join(names)}"
+    about = {
+        "what": "decode steps, 1.1B gptq-w4",
+        "context": context,
+        "rounds": rounds,
+        "threads": threads,
+        "machine": machine(),
+    }
+    command = f"python benchmarks/kv_speed.py DIR {context} {rounds} {threads} {' '.join(names)}"
     OUT.write_text(json.dumps(about | {"command": command, "rows": rows}, indent=1) + "\n")
 
 

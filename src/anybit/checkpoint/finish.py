@@ -70,7 +70,7 @@ def finish_directory(
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, root / file.name)
     config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = quantization_config(complete.recipe, dict(forms), kv and kv.as_dict())
+    config["quantization_config"] = quantization_config(complete.recipe, dict(forms), kv.as_dict() if kv else None)
     write_json(root / "config.json", config)
     partial.finish()
     return complete

@@ -74,16 +74,17 @@ def _rotate(x: Tensor) -> Tensor:
 class KVLayer(DynamicLayer):
     """One layer: first tokens in 16 bits, codes, newest tokens in 16 bits. Tensors are [B, H, T, D] as attention takes them.
 
-    `keys` and `values` of the base class are the newest tokens, float16; a page's are kept until the next page is sealed, so
-    that up to a page of tokens can be forgotten again.
+    Of the newest tokens, a page's are kept until the next page is sealed, so that up to a page can be forgotten again. The base
+    class's own tensors stay empty.
     """
 
     def __init__(self, spec: KVSpec) -> None:
         super().__init__()
         self.spec = spec
         self._codes = (Codes(spec.key_bits, spec.keys == "channel"), Codes(spec.value_bits, False))
-        self._first: tuple[Tensor, ...] = ()
-        self._length = self._sealed = self._from = 0  # tokens; end of the codes; position of the first of `keys`
+        self._first: tuple[Tensor, ...] = ()  # keys and values, float16, as `_newest`
+        self._newest: tuple[Tensor, ...] = ()
+        self._length = self._sealed = self._from = 0  # tokens; end of the codes; position of the first of `_newest`
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append tokens and return all keys and values as the first of them sees them, in the dtype they came in."""
@@ -92,8 +93,8 @@ class KVLayer(DynamicLayer):
         keys = _rotate(key_states) if self.spec.rotated else key_states
         if self.spec.seals:
             self._seal()
-            self.keys = torch.cat([self.keys, _half(keys)], 2)
-            self.values = torch.cat([self.values, _half(value_states)], 2)
+            new = (_half(keys), _half(value_states))
+            self._newest = tuple(torch.cat(pair, 2) for pair in zip(self._newest, new, strict=True))
         else:
             for codes, x in zip(self._codes, (keys, value_states), strict=True):
                 codes.append(x)
@@ -104,7 +105,7 @@ class KVLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Empty 16-bit tensors of the right sizes."""
         super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states[:, :, :0].half(), value_states[:, :, :0].half()
+        self._newest = key_states[:, :, :0].half(), value_states[:, :, :0].half()
 
     def read(self) -> tuple[Tensor, Tensor]:
         """All keys, without the rotation, and values."""
@@ -114,7 +115,7 @@ class KVLayer(DynamicLayer):
             for first, codes, newest in zip(
                 ([x.float()] for x in self._first) if self._first else ([], []),
                 self._codes,
-                (self.keys, self.values),
+                self._newest,
                 strict=True,
             )
         )
@@ -126,15 +127,15 @@ class KVLayer(DynamicLayer):
         """Codes for the pages whose time has come; of the tokens in 16 bits, the last sealed page stays."""
         sink, end = self.spec.sink, self.spec.sealed(self._length)
         if sink and not self._first and self._length >= sink:
-            self._first = tuple(x[:, :, :sink] for x in (self.keys, self.values))
+            self._first = tuple(x[:, :, :sink] for x in self._newest)
         start = max(self._sealed, sink)
         if end <= start:
             return
-        for codes, x in zip(self._codes, (self.keys, self.values), strict=True):
+        for codes, x in zip(self._codes, self._newest, strict=True):
             codes.append(x[:, :, start - self._from : end - self._from])
         self._sealed = end
         before, self._from = self._from, max(end - PAGE, sink)
-        self.keys, self.values = (x[:, :, self._from - before :] for x in (self.keys, self.values))
+        self._newest = tuple(x[:, :, self._from - before :] for x in self._newest)
 
     def get_seq_length(self) -> int:
         """Tokens held."""
@@ -157,7 +158,7 @@ class KVLayer(DynamicLayer):
         for codes in self._codes:
             codes.crop(max(end - self.spec.sink, 0))
         self._length, self._sealed = length, end
-        self.keys, self.values = (x[:, :, : max(length - self._from, 0)] for x in (self.keys, self.values))
+        self._newest = tuple(x[:, :, : max(length - self._from, 0)] for x in self._newest)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -180,8 +181,7 @@ class KVLayer(DynamicLayer):
             return
         for codes in self._codes:
             codes.each(change)
-        self.keys, self.values = change(self.keys), change(self.values)
-        self._first = tuple(change(x) for x in self._first)
+        self._newest, self._first = tuple(map(change, self._newest)), tuple(map(change, self._first))
 
 
 class KVCache(DynamicCache):
