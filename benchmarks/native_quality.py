@@ -45,7 +45,7 @@ def main() -> None:
     reference = through_torch("demo", windows)
     rows = {"torch": through_torch(directory, windows)}
     for kv_bits in (16, 8, 4):
-        model = NativeModel.open(directory, kv_bits=kv_bits, max_sequences=1, verify=False)
+        model = NativeModel.open(directory, kv=kv_bits, max_sequences=1, verify=False)
         for prompt in (False, True):
             name = f"native {'prompt' if prompt else 'decode'} kv{kv_bits}"
             rows[name] = nll(

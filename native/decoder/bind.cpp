@@ -77,6 +77,7 @@ void bind_structures(nb::module_& m) {
       .def_rw("attention_scale", &Model::attention_scale)
       .def_rw("attention_softcap", &Model::attention_softcap)
       .def_rw("logit_softcap", &Model::logit_softcap)
+      .def_rw("rotated_keys", &Model::rotated_keys)
       .def_rw("gelu", &Model::gelu)
       .def_rw("head", &Model::head)
       .def("set_precision", [](Model& model, Address cell) { model.precision = at<const std::int32_t>(cell); })
@@ -109,10 +110,13 @@ void bind_decoder(nb::module_& parent) {
   m.attr("MAX_TOP") = kMaxTop;
   nb::class_<Decoder>(m, "Decoder")
       .def("__init__",
-           [](Decoder* self, const Model& model, size_t kv_bits, size_t tokens, size_t slots, size_t max_rows) {
-             new (self) Decoder(model, {model.heads, model.kv_heads, model.head_dim, kv_bits}, tokens, slots, max_rows);
+           [](Decoder* self, const Model& model, nb::tuple kv, size_t tokens, size_t slots, size_t max_rows) {
+             const KvShape shape = {model.heads, model.kv_heads, model.head_dim, nb::cast<size_t>(kv[0]), nb::cast<size_t>(kv[1]),
+                                    nb::cast<bool>(kv[2])};
+             const KvPolicy policy = {nb::cast<bool>(kv[3]), nb::cast<size_t>(kv[4]), nb::cast<size_t>(kv[5])};
+             new (self) Decoder(model, shape, policy, tokens, slots, max_rows);
            },
-           "model"_a, "kv_bits"_a, "tokens"_a, "slots"_a, "max_rows"_a)
+           "model"_a, "kv"_a, "tokens"_a, "slots"_a, "max_rows"_a)
       .def("slots", [](Decoder& d) { return d.cache().slots(); })
       .def("length", [](Decoder& d, size_t slot) { return d.cache().length(slot); })
       .def("truncate", [](Decoder& d, size_t slot, size_t length) { d.cache().truncate(slot, length); })

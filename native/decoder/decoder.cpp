@@ -23,6 +23,7 @@ void angles(const Rope& rope, size_t position, float* cosine, float* sine) {
 
 void Decoder::pass(const std::int32_t* tokens, const std::int32_t* slots, size_t rows, size_t kept) {
   rows_ = rows, runs_ = 0, pending_ = false;
+  cache_.begin();
   bool back = false;
   for (size_t t = 0; t < rows; ++t) {
     const auto slot = static_cast<std::uint32_t>(slots[t]);
@@ -88,6 +89,7 @@ void Decoder::embed(const std::int32_t* tokens) {
 }
 
 void Decoder::keys_and_queries(const Layer& layer, size_t index) {
+  cache_.seal(index);
   stream_into(layer.qkv, layer.input_norm, work_.qkv.data());
   for (size_t t = 0; t < rows_; ++t) {
     const size_t position = work_.position[t];
@@ -112,6 +114,7 @@ void Decoder::place_head(const Layer& layer, size_t t, size_t kv_head) {
   const auto turn = [&](float* x, const float* weight, float* out) {
     if (weight) norm_head(x, {weight, false, model_.epsilon}, x, dim);
     math.rotate(x, work_.cosine.data() + at, work_.sine.data() + at, rope.pairs, dim, out);
+    if (model_.rotated_keys) math.hadamard(out, dim);
   };
   float* row = work_.qkv.data() + t * model_.qkv_width();
   for (size_t head = kv_head * shape.group(); head < (kv_head + 1) * shape.group(); ++head)
@@ -120,7 +123,7 @@ void Decoder::place_head(const Layer& layer, size_t t, size_t kv_head) {
   turn(key, layer.key_norm, key);
   const Query& query = work_.queries[t];
   std::uint8_t* page = query.pages[query.last / kPageTokens];
-  ANYBIT_ACTIVE(attention_table).write_head(shape, page + kv_head * shape.head_bytes(), query.last % kPageTokens, key, value);
+  ANYBIT_ACTIVE(attention_table).write_head(shape_of(shape, page), head_of(shape, page, kv_head), query.last % kPageTokens, key, value);
 }
 
 void Decoder::attention(const Layer& layer) {

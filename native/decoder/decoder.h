@@ -30,10 +30,11 @@ struct WeightBytes {
 class Decoder {
  public:
   // max_rows: rows of one pass through the layers; a larger batch is cut.
-  Decoder(const Model& model, const KvShape& shape, size_t tokens, size_t slots, size_t max_rows)
+  Decoder(const Model& model, const KvShape& shape, const KvPolicy& policy, size_t tokens, size_t slots, size_t max_rows)
       : model_(model),
-        cache_(shape, model.layers.size(), tokens, slots),
+        cache_(shape, policy, model.layers.size(), tokens, slots),
         max_rows_(max_rows),
+        taken_(slots),
         offsets_(model.layers.size()),
         work_(model, max_rows) {}
 
@@ -58,6 +59,8 @@ class Decoder {
   // work_.normed [count, hidden].
   template <class Head>
   void run(const Batch& batch, size_t head_rows, Head&& head);
+  // Rows of the next pass.
+  size_t pass_rows(const Batch& batch, size_t first);
   // All rows into the cache; the residual stream of rows work_.kept [kept], ascending, into the first rows of work_.hidden.
   void pass(const std::int32_t* tokens, const std::int32_t* slots, size_t rows, size_t kept);
 
@@ -85,6 +88,7 @@ class Decoder {
   size_t runs_ = 0;             // of rows in one page, work_.run [runs_ + 1]
   bool pending_ = false;        // work_.added, after added_norm_ where there is one, is still to be added
   const float* added_norm_ = nullptr;
+  std::vector<size_t> taken_;   // rows of each slot in the pass to come
   std::vector<std::int32_t> offsets_;
   std::int32_t precision_ = 0;  // of the step under way
   std::int32_t bits_ = 0;       // of the layer under way: the step's and the layer's offset

@@ -54,14 +54,27 @@ void Decoder::check(const Batch& batch) const {
          " tokens left); raise max_tokens or reset a sequence");
 }
 
+// As many as fit, but of a sealing cache's slot only those of one page.
+size_t Decoder::pass_rows(const Batch& batch, size_t first) {
+  const size_t most = std::min(max_rows_, batch.rows - first);
+  std::fill(taken_.begin(), taken_.end(), 0);
+  for (size_t t = 0; t < most; ++t) {
+    const auto slot = static_cast<size_t>(batch.slots[first + t]);
+    if (taken_[slot] && cache_.turns(slot, taken_[slot])) return t;
+    ++taken_[slot];
+  }
+  return most;
+}
+
 template <class Head>
 void Decoder::run(const Batch& batch, size_t head_rows, Head&& head) {
   check(batch);
   precision_ = *model_.precision, halves_ = batch.prompt && linear_w_bf16_runs();
   const auto norm = ANYBIT_ACTIVE(quantize_activations_table).rms_norm;
   size_t want = 0;
-  for (size_t first = 0; first < batch.rows; first += max_rows_) {
-    const size_t rows = std::min(max_rows_, batch.rows - first), begin = want;
+  for (size_t first = 0, rows; first < batch.rows; first += rows) {
+    rows = pass_rows(batch, first);
+    const size_t begin = want;
     const auto row = [&](size_t wanted) { return static_cast<size_t>(batch.wanted[wanted]) - first; };
     size_t kept = 0;
     for (; want < batch.wanted_rows && row(want) < rows; ++want)

@@ -1,6 +1,7 @@
 #include "decoder/math.h"
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "vectors.h"
@@ -38,6 +39,18 @@ void rotate(const float* x, const float* cosine, const float* sine, size_t pairs
   if (out != x) std::memcpy(out + 2 * pairs, x + 2 * pairs, (count - 2 * pairs) * sizeof *x);
 }
 
+// Sums and differences of lower and upper halves of runs, from the widest: one order on every instruction set.
+void hadamard(float* x, size_t count) {
+  for (size_t step = count / 2; step >= 1; step /= 2)
+    for (size_t first = 0; first < count; first += 2 * step)
+      for (size_t i = first; i < first + step; ++i) {
+        const float low = x[i], high = x[i + step];
+        x[i] = low + high, x[i + step] = low - high;
+      }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(count));
+  for (size_t i = 0; i < count; ++i) x[i] *= scale;
+}
+
 void add(float* __restrict x, const float* __restrict y, size_t count) {
   for (size_t i = 0; i < count; ++i) x[i] += y[i];
 }
@@ -70,6 +83,6 @@ void softcap(float* x, float cap, size_t count) {
 
 }  // namespace
 
-extern const DecoderMath decoder_math = {float_row, rotate, add, softcap};
+extern const DecoderMath decoder_math = {float_row, rotate, hadamard, add, softcap};
 
 }  // namespace anybit::ANYBIT_TARGET

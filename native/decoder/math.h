@@ -13,6 +13,8 @@ struct DecoderMath {
   // out = x with channels i and i + pairs turned by the angle of cosine[i], sine[i]; channels from 2 pairs to `count` are copied.
   // `out` may be x.
   void (*rotate)(const float* x, const float* cosine, const float* sine, size_t pairs, size_t count, float* out);
+  // x = x H / sqrt(count), H the Hadamard matrix of `count`, a power of 2.
+  void (*hadamard)(float* x, size_t count);
   void (*add)(float* x, const float* y, size_t count);
   // x[i] = cap * tanh(x[i] / cap).
   void (*softcap)(float* x, float cap, size_t count);

@@ -72,6 +72,7 @@ struct Rope {
 struct Model {
   size_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
   float epsilon = 0, embedding_scale = 1, attention_scale = 1, attention_softcap = 0, logit_softcap = 0;
+  bool rotated_keys = false;                   // queries and keys get a Hadamard transform of head_dim, a power of 2, after RoPE
   bool gelu = false;                           // tanh-approximated GELU instead of SiLU
   const std::int32_t* precision = nullptr;     // [1], bits at which nested weights are read, shared with Python
   Embedding embedding;

@@ -54,7 +54,7 @@ void check_attend(const Sequence& one, bool prompt) {
   std::copy(one.q.begin(), one.q.end(), q.begin());
   attend(shape, {0.1f, 0.0f, prompt}, q.data(), one.queries.data(), one.tokens, out.data());
   // What storing may cost, and what bfloat16 may on top; float32 is far below.
-  const double step = (shape.bits == 4 ? 0.5 : shape.bits == 8 ? 0.03 : 0.01) + (prompt ? 0.02 : 0.0);
+  const double step = (shape.key_bits == 2 ? 3.0 : shape.key_bits == 4 ? 0.5 : shape.key_bits == 8 ? 0.03 : 0.01) + (prompt ? 0.02 : 0.0);
   for (size_t t = 0; t < one.tokens; t += 13)
     for (size_t h = 0; h < shape.heads; ++h) {
       const size_t d = (t + h) % shape.head_dim;
@@ -68,7 +68,7 @@ void check(const KvShape& shape, size_t tokens) {
   for (size_t t = 0; t < tokens; ++t)
     kv_write(shape, one.table[t / kPageTokens], t, one.keys.data() + t * width, one.values.data() + t * width);
   kv_write(shape, all.queries.data(), tokens, all.keys.data(), all.values.data());
-  expect(one.pages == all.pages, "one write at a time", shape.bits, shape.head_dim, tokens);
+  expect(one.pages == all.pages, "one write at a time", shape.key_bits, shape.head_dim, tokens);
   for (bool prompt : {false, true}) check_attend(one, prompt);
 }
 
@@ -78,10 +78,10 @@ int main() {
   set_threads(2);
   for (const auto& isa : available_isas()) {
     set_isa(isa);
-    for (size_t bits : {16, 8, 4})
+    for (size_t bits : {16, 8, 4, 2})
       for (size_t tokens : {1, 33, 64, 150}) {
-        check({4, 2, 16, bits}, tokens);
-        check({9, 1, 80, bits}, tokens);
+        check({4, 2, 16, bits, bits}, tokens);
+        check({9, 1, 80, bits, bits}, tokens);
       }
     std::printf("attention on %s ok\n", isa.c_str());
   }

@@ -50,9 +50,9 @@ void feed(Decoder& decoder, size_t piece, Exact<float>& out) {
   decoder.cache().truncate(1, 0);
 }
 
-void check(size_t kv_bits) {
+void check(size_t kv_bits, bool sealed) {
   Tiny tiny;
-  Decoder decoder(tiny.model(), {kHeads, kKvHeads, kHeadDim, kv_bits}, 2 * kTokens, 2, 32);
+  Decoder decoder(tiny.model(), {kHeads, kKvHeads, kHeadDim, kv_bits, kv_bits, sealed}, {sealed}, 2 * kTokens, 2, 32);
   Exact<float> whole(kTokens * kVocabulary), other(kTokens * kVocabulary);
   feed(decoder, kTokens, whole);
   for (size_t piece : {1, 7}) {
@@ -110,8 +110,8 @@ void check_precision(size_t kv_bits) {
     view.planes = three.qkv.lines.data(), view.scale = three.qkv.scales.data(), view.zero = three.qkv.zeros.data();
     alone.layers[i].qkv.parts[0] = {view, 0};
   }
-  const KvShape shape{kHeads, kKvHeads, kHeadDim, kv_bits};
-  Decoder switched(nested, shape, 2 * kTokens, 2, 32), fixed(alone, shape, 2 * kTokens, 2, 32);
+  const KvShape shape{kHeads, kKvHeads, kHeadDim, kv_bits, kv_bits};
+  Decoder switched(nested, shape, {}, 2 * kTokens, 2, 32), fixed(alone, shape, {}, 2 * kTokens, 2, 32);
   Exact<float> wanted(kTokens * kVocabulary), found(kTokens * kVocabulary);
   Exact<std::int32_t> down(2, -1), none(2, 0);
   const auto same = [&] { return std::equal(found.begin(), found.end(), wanted.begin()); };
@@ -141,7 +141,8 @@ int main() {
   set_threads(2);
   for (const auto& isa : available_isas()) {
     set_isa(isa);
-    for (size_t kv_bits : {16, 8, 4}) check(kv_bits), check_precision(kv_bits), check_schemes(kv_bits);
+    for (size_t kv_bits : {16, 8, 4, 2}) check(kv_bits, false), check_precision(kv_bits), check_schemes(kv_bits);
+    for (size_t kv_bits : {8, 4, 2}) check(kv_bits, true);
     std::printf("decoder on %s ok\n", isa.c_str());
   }
 }

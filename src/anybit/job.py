@@ -14,6 +14,7 @@ from torch import nn
 from anybit.checkpoint.ledger import form_word
 from anybit.errors import InputError, PromiseError
 from anybit.formats.decoder import Form
+from anybit.formats.kv import check_head
 from anybit.formats.terms import bits_per_weight, stored_bits
 from anybit.memory import rss_bytes
 from anybit.models.source import ModelSource, open_model
@@ -81,6 +82,11 @@ class Job:
             weights -= owned[f"{self.structure.head}.weight"].numel()
         return {"size_bytes": size, "float_bytes": weights * itemsize, "bits_per_weight": 8 * size / weights}
 
+    def cache(self) -> dict[str, Any]:
+        """How keys and values are to be cached, for the ledger; empty where the recipe does not say."""
+        kv = self.assignment.kv
+        return kv.account(self.structure.geometry.head_dim) if kv else {}
+
     def peak_bytes(self, samples_in_flight: int, seq_len: int) -> int:
         """Estimated peak resident memory: the process now, one block, its statistics, the inputs of a few samples."""
         blocks = [self.model.get_submodule(name) for name in self.structure.blocks]
@@ -131,6 +137,8 @@ def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
     if rotated and structure.tied:
         structure, untied = untie(skeleton, structure), True
     assignment = assign(chosen, linears, structure.embedding, structure.head, structure.tied)
+    if assignment.kv:
+        check_head(assignment.kv, structure.geometry.head_dim)
     shapes = {name: skeleton.get_parameter(f"{name}.weight").shape for name in assignment.methods}
     forms = {
         name: planned_form(assignment, name, (shapes[name][0], shapes[name][1]))

@@ -78,9 +78,10 @@ def quantize(
                 if index >= run.next:
                     step(run, index, name)
             progress("quantize blocks", len(job.structure.blocks), len(job.structure.blocks))
-            account |= leave(run)
+            account |= leave(run) | {"kv": job.cache()}
             forms, account = run.settle(account)
-        ledger = finish_directory(partial, job.source.path, run.shards, account, forms, run.rows, job.changes())
+        said = (job.changes(), job.assignment.kv)
+        ledger = finish_directory(partial, job.source.path, run.shards, account, forms, run.rows, *said)
     return summary(job, ledger, out, time.monotonic() - started)
 
 

@@ -4,11 +4,12 @@
     stages:
       weights:    [{name: gptq, targets: [linears], options: {bits: 4, group_size: 32}}]
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
+      kv:         [{name: kv, options: {key_bits: 4, value_bits: 4, keys: channel, sink: 64}}]
 
 `targets` are words (`linears`, `down` = the last of every MLP, `embedding`, `head`) or patterns on module names
 (`model.layers.0.*`, `*.down_proj`); the first entry that matches a tensor has it, and a target that matches nothing is an
 error. The method `float` keeps a tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose,
-is an option of theirs.
+is an option of theirs. `kv` is one entry, how keys and values are cached (`formats.kv.KVSpec`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anybit.composition import conflicts
-from anybit.errors import RecipeError, nearest
+from anybit.errors import FormatError, RecipeError, nearest
 from anybit.formats.form import Form
+from anybit.formats.kv import KVSpec
 from anybit.layers.inputs import Op
 from anybit.methods.abq import ABQ
 from anybit.methods.activations import ActivationMethod, FloatInputs, IntInputs
@@ -91,7 +93,7 @@ KEEP = "float"
 DOWN = ("*.down_proj", "*.fc2", "*.dense_4h_to_h", "*.mlp.c_proj", "*.w2")
 """What families call the projection that ends an MLP; its input, an activation function's output, is the hardest to round."""
 WORDS = ("linears", "down", "embedding", "head")
-StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings"]
+StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings", "kv"]
 
 
 class Entry(BaseModel):
@@ -128,6 +130,7 @@ class Assignment:
     activations: Mapping[str, ActivationMethod] = field(default_factory=dict)
     learners: tuple[ABQ, ...] = ()
     linears: frozenset[str] = frozenset()
+    kv: KVSpec | None = None
 
     def ops(self, name: str, columns: int) -> list[Op]:
         """What the layer `name` with so many inputs does to its input first; nothing but the blocks' linears has any."""
@@ -178,6 +181,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
     transforms = [_build(entry, TRANSFORMS, "transform", problems) for entry in recipe.stages.get("transform", [])]
     tunings = [_build(entry, COMPENSATIONS, "compensate", problems) for entry in recipe.stages.get("compensate", [])]
     learners = [_build(entry, LEARNERS, "learn", problems) for entry in recipe.stages.get("learn", [])]
+    kv = _cache(recipe.stages.get("kv", []), problems)
     ends = [embedding] if tied else [embedding, head]
     down = [name for name in linears if any(fnmatch.fnmatchcase(name, pattern) for pattern in DOWN)]
     words = {"linears": list(linears), "down": down, "embedding": [embedding], "head": ends[-1:]}
@@ -198,7 +202,7 @@ def assign(recipe: Recipe, linears: Sequence[str], embedding: str, head: str, ti
         raise RecipeError(f"recipe '{recipe.name}': " + "; ".join(dict.fromkeys(problems)))
     inputs = {name: found for name, found in inputs.items() if found}
     every = {name: methods.get(name) for name in [*linears, *ends]}
-    return Assignment(tuple(transforms), every, tuple(tunings), inputs, tuple(learners), frozenset(linears))
+    return Assignment(tuple(transforms), every, tuple(tunings), inputs, tuple(learners), frozenset(linears), kv)
 
 
 def check_inputs(assignment: Assignment, columns: Mapping[str, int]) -> None:
@@ -244,6 +248,20 @@ def _matched(
             for name in matched:
                 found.setdefault(name, method)
     return found
+
+
+def _cache(entries: Sequence[Entry], problems: list[str]) -> KVSpec | None:
+    """The spec of the stage `kv`, None where there is none or, with the reason added to `problems`, where it does not fit."""
+    if not entries:
+        return None
+    if len(entries) > 1 or entries[0].name != "kv":
+        problems.append("kv: one entry named 'kv' says how keys and values are cached; put everything into its options")
+        return None
+    try:
+        return KVSpec.read(entries[0].options)
+    except FormatError as error:
+        problems.append(str(error))
+        return None
 
 
 def _build(entry: Entry, table: Mapping[str, Any], stage: str, problems: list[str]) -> Any:

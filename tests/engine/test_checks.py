@@ -47,14 +47,14 @@ def test_one_flipped_bit_is_found(name, copy):
 
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])
 def test_the_canary_is_asked_and_forgotten(kv_bits, copy):
-    model = NativeModel.open(copy, kv_bits=kv_bits, max_tokens=64)
+    model = NativeModel.open(copy, kv=kv_bits, max_tokens=64)
     assert model.length() == 0
     canary = json.loads((copy / "canary.json").read_text())
     canary["top_ids"] = canary["top_ids"][::-1]  # as a model with other weights would answer
     canary["top_logits"] = [value + 3 * canary["spread"] for value in canary["top_logits"]]
     (copy / "canary.json").write_text(json.dumps(canary))
     with pytest.raises(PromiseError, match="canary logits off by"):
-        NativeModel.open(copy, kv_bits=kv_bits, max_tokens=64)
+        NativeModel.open(copy, kv=kv_bits, max_tokens=64)
     NativeModel.open(copy, max_tokens=8)  # too few tokens to ask
 
 

@@ -167,7 +167,7 @@ def test_an_end_inside_a_right_guess_ends_the_text_there(runner):
 @pytest.mark.parametrize("family", ["llama", "gemma3"])  # gemma3: sliding windows
 @pytest.mark.parametrize("kv_bits", [16, 4])
 def test_the_cache_after_wrong_guesses_is_that_of_single_steps(family, kv_bits, checkpoint):
-    model = NativeModel.open(checkpoint(family), kv_bits=kv_bits, verify=False, max_tokens=256)
+    model = NativeModel.open(checkpoint(family), kv=kv_bits, verify=False, max_tokens=256)
     runner, ids = NativeStepper(model), prompt(5, 50)
 
     def cache():

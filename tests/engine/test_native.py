@@ -107,7 +107,7 @@ def text(tokens, seed=0):
 def test_logits_are_those_of_transformers(case, checkpoint, oracle):
     """To float32 rounding, in a text where no int8 code falls on the other side of a tie; else to a code's size."""
     directory = checkpoint(case)
-    expect, model = oracle(directory), NativeModel.open(directory, kv_bits=16, max_tokens=64)
+    expect, model = oracle(directory), NativeModel.open(directory, kv=16, max_tokens=64)
     largest = []
     while not largest or largest[-1] > 1e-4:
         expected = expect(text(40, len(largest)))
@@ -140,7 +140,7 @@ def test_linears_that_cannot_be_joined_and_float_ends(half, head, tied, tmp_path
     recipe = tmp_path / "mixed.yaml"
     recipe.write_text(MIXED % head)
     directory = quantize_tiny("llama", tmp_path, str(recipe), half=half, config={"tie_word_embeddings": tied})
-    expect, model = oracle(directory), NativeModel.open(directory, kv_bits=16, max_tokens=64)
+    expect, model = oracle(directory), NativeModel.open(directory, kv=16, max_tokens=64)
     largest = [float((model.logits(text(20, seed)) - expect(text(20, seed))).abs().max()) for seed in range(5)]
     assert min(largest) < 1e-4
     assert max(largest) < 0.2
@@ -170,7 +170,7 @@ def test_dual_grained_layers(tmp_path, oracle):
     save_file(tensors, shard, metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))
     (out / INDEX).write_text(json.dumps(index))
-    expect, model = oracle(out), NativeModel.open(out, kv_bits=16, max_tokens=64, verify=False)
+    expect, model = oracle(out), NativeModel.open(out, kv=16, max_tokens=64, verify=False)
     largest = [float((model.logits(text(20, seed)) - expect(text(20, seed))).abs().max()) for seed in range(5)]
     assert min(largest) < 1e-4
     assert max(largest) < 0.2
@@ -196,7 +196,7 @@ def two_threads():
 @pytest.mark.parametrize("prompt", [False, True])
 def test_the_same_bits_however_the_work_is_cut(case, kv_bits, prompt, checkpoint, two_threads):
     ids = text(150)
-    model = NativeModel.open(checkpoint(case), kv_bits=kv_bits, max_tokens=2000, max_sequences=8)
+    model = NativeModel.open(checkpoint(case), kv=kv_bits, max_tokens=2000, max_sequences=8)
     whole = model.logits(ids, prompt=prompt)
     assert len(whole.unique()) > 1000
 
@@ -370,7 +370,7 @@ def test_open_says_why_not(tmp_path):
 def test_rows_that_nobody_wants_and_sequences_row_by_row_in_turn(kv_bits, checkpoint, two_threads):
     """At 4 bits tokens 32 apart share bytes of a page: rows of two sequences in turn must still not meet."""
     texts = [text(100), text(100, 1)]
-    model = NativeModel.open(checkpoint("llama"), kv_bits=kv_bits, max_tokens=2000)
+    model = NativeModel.open(checkpoint("llama"), kv=kv_bits, max_tokens=2000)
     whole = [model.logits(ids) for ids in texts]
     model.reset()
     rows = [(ids[t], slot) for t in range(80) for slot, ids in enumerate(texts)]

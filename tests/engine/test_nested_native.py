@@ -53,7 +53,7 @@ def opened(directory, **options):
 def test_every_width_is_the_dense_model(family, checkpoint):
     """A float model whose weights are what the format decodes to; what is left is the rounding of activations to bytes."""
     directory = checkpoint(family)
-    model = opened(directory, kv_bits=16)
+    model = opened(directory, kv=16)
     dense = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
     ids, found = text(40), {}
     for bits in WIDTHS:
@@ -68,7 +68,7 @@ def test_every_width_is_the_dense_model(family, checkpoint):
 
 def test_a_switch_in_a_text_is_a_dense_model_that_switches_on_the_same_cache(checkpoint):
     directory = checkpoint()
-    model = opened(directory, kv_bits=16)
+    model = opened(directory, kv=16)
     dense = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
     ids, schedule = text(60), [8] * 20 + [4] * 10 + [2] * 10 + [3] * 5 + [6] * 15
     cache, worst, never = None, 0.0, 0.0
@@ -236,7 +236,7 @@ def test_offsets_move_single_layers(checkpoint):
 
 def test_layers_of_unlike_precision_are_the_dense_model_of_such_layers(checkpoint):
     directory, ids = checkpoint(), text(40)
-    model = opened(directory, kv_bits=16)
+    model = opened(directory, kv=16)
     dense = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
     model.precision.bits = dense.precision.bits = 4
     model.set_offsets([-2, 4])
@@ -257,7 +257,7 @@ def test_layers_of_unlike_precision_are_the_dense_model_of_such_layers(checkpoin
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])
 def test_last_keys_and_values_are_those_of_transformers(kv_bits, checkpoint):
     directory = checkpoint("qwen3")
-    model = opened(directory, kv_bits=kv_bits)
+    model = opened(directory, kv=kv_bits)
     dense = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
     ids = text(100)
     with torch.no_grad():

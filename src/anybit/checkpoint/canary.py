@@ -70,7 +70,7 @@ def check_canary(directory: Path, model: nn.Module) -> float:
         raise FormatError(f"{path} is missing or damaged ({error}); restore it or quantize again") from None
     dtype, device = next((p.dtype, p.device) for p in model.parameters() if p.is_floating_point() and p.dim() == 1)
     with torch.inference_mode():
-        logits = model(input_ids=ids.to(device)).logits[0, -1].float().cpu()
+        logits = model(input_ids=ids.to(device), use_cache=False).logits[0, -1].float().cpu()
     difference = float((logits[top_ids] - expected).abs().max() / max(spread, 1e-30))
     allowed = max(TOLERANCE.get(dtype, 0.2), echoed)
     if not difference <= allowed:

@@ -17,6 +17,7 @@ from anybit.checkpoint.ledger import Ledger, Row, check_numbers, tensor_sha256
 from anybit.checkpoint.partial import Partial, write_json
 from anybit.errors import PromiseError
 from anybit.formats.decoder import Form
+from anybit.formats.kv import KVSpec
 
 # What a tokenizer and a chat need, copied as they are; weights and code are not.
 COMPANIONS = [
@@ -48,6 +49,7 @@ def finish_directory(
     forms: Mapping[str, Form],
     rows: Sequence[Row],
     changes: Mapping[str, Any] | None = None,
+    kv: KVSpec | None = None,
 ) -> Ledger:
     """Index, ledger, config (the source's with `changes`) and tokenizer files; then the rename that makes the checkpoint exist.
 
@@ -69,7 +71,7 @@ def finish_directory(
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, root / file.name)
     config = json.loads((source / "config.json").read_text()) | dict(changes or {})
-    config["quantization_config"] = quantization_config(complete.recipe, dict(forms))
+    config["quantization_config"] = quantization_config(complete.recipe, dict(forms), kv.as_dict() if kv else None)
     write_json(root / "config.json", config)
     partial.finish()
     return complete

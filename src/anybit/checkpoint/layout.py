@@ -18,9 +18,11 @@ def shard_name(number: int, count: int) -> str:
     return f"model-{number:05}-of-{count:05}.safetensors"
 
 
-def quantization_config(recipe: str, layers: dict[str, Any]) -> dict[str, Any]:
-    """The `quantization_config` of config.json: how every quantized layer is written, by module name."""
-    return {"quant_method": METHOD, "version": VERSION, "recipe": recipe, "layers": layers}
+def quantization_config(recipe: str, layers: dict[str, Any], kv: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The `quantization_config` of config.json: how every quantized layer is written, by module name, and how keys and values
+    are to be cached (`KVSpec.as_dict`) where the recipe says so."""
+    config = {"quant_method": METHOD, "version": VERSION, "recipe": recipe, "layers": layers}
+    return config | ({"kv": kv} if kv else {})
 
 
 def read_config(directory: Path) -> dict[str, Any]:

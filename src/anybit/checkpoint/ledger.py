@@ -55,7 +55,8 @@ class Ledger(BaseModel):
     `bits_per_weight` counts every stored bit over every weight of the model; `identity` is what the bytes were made
     from: model,
     recipe and data; `float_tensors` maps what stayed float to its sha256. `precisions` gives a nested checkpoint's
-    perplexity on held-out text at every width, and that of its "float" original; `warnings` says what is odd.
+    perplexity on held-out text at every width, and that of its "float" original; `kv` is how keys and values are to be cached:
+    scheme, bits per element, where ranges come from (`KVSpec.account`); `warnings` says what is odd.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,6 +70,7 @@ class Ledger(BaseModel):
     tensors: list[Row]
     float_tensors: dict[str, str]
     precisions: dict[str, float] = {}
+    kv: dict[str, Any] = {}
     warnings: list[str] = []
 
     def write(self, directory: Path) -> None:

@@ -12,7 +12,8 @@ from anybit.cli.decoding import Decoding, Draft, Guard, Prefill, Schedule
 from anybit.cli.ledger import read_ledger
 from anybit.cli.options import Directory, Json, Seed, require_available
 from anybit.cli.output import print_json, say
-from anybit.errors import InputError
+from anybit.errors import FormatError, InputError
+from anybit.formats.kv import KVSpec
 
 Temperature = Annotated[float, typer.Option(metavar="T", min=0.0, help="0 takes the likeliest token every time")]
 
@@ -30,6 +31,12 @@ def generate(
     engine: Annotated[
         str, typer.Option(metavar="auto|native|torch", help="What runs the model; auto: native where it can")
     ] = "auto",
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC", help="Key-value cache: 16, 8, k8v4, 4-channel-sink64, 4-rotated; default: the checkpoint's"
+        ),
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template")] = False,
     json: Json = False,
 ) -> None:
@@ -46,12 +53,13 @@ def generate(
             "--draft with --engine torch: float sums there depend on how many tokens a pass has, so drafting could "
             "change the text; use --engine native, or --draft none"
         )
+    cache = cache_spec(kv)
     if not prompt:
         raise InputError("--prompt is empty; give the text to continue")
     from anybit.engine.generate import generate as run
     from anybit.engine.open import open_engine
 
-    model, tokenizer = open_engine(directory, engine)
+    model, tokenizer = open_engine(directory, engine, cache)
     shown = writer(sys.stderr if json else sys.stdout)
     fixed: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     result = run(model, tokenizer, prompt, on_text=shown, **fixed, **decoding.options)
@@ -60,6 +68,14 @@ def generate(
         print_json(facts(result, decoding.stored))
     else:
         say(speed(result))
+
+
+def cache_spec(text: str | None) -> KVSpec | None:
+    """`--kv`. InputError: not a cache."""
+    try:
+        return None if text is None else KVSpec.parse(text)
+    except FormatError as error:
+        raise InputError(f"--kv: {error}") from None
 
 
 def writer(stream: Any) -> Callable[[str], None]:

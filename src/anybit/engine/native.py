@@ -16,6 +16,7 @@ from anybit.engine.architectures import Architecture, architecture
 from anybit.engine.drafting.pass_times import PassTimes
 from anybit.engine.weight_bytes import WeightBytes
 from anybit.errors import InputError, KernelUnavailable
+from anybit.formats.kv import PAGE, KVSpec, check_head
 from anybit.kernels import native
 from anybit.layers.precision import Precision, available_precisions
 
@@ -33,14 +34,18 @@ class NativeModel:
     Attributes:
         facts: sizes of the model.
         context: longest sequence, in tokens.
+        kv: how keys and values are cached.
         end_ids: ids that end a text.
         times: of passes that made text.
         precision: bits at which nested weights are read from the next call on. The cache stays as it is: whoever shares the
             model among requests writes it before each request's pass.
     """
 
-    def __init__(self, directory: Path, decoder: Any, facts: Architecture, kept: list[Any], context: int) -> None:
+    def __init__(
+        self, directory: Path, decoder: Any, facts: Architecture, kept: list[Any], context: int, kv: KVSpec
+    ) -> None:
         """See `open`."""
+        self.kv = kv
         self._decoder, self._kept = decoder, kept
         self.facts, self.context = facts, context
         self.end_ids = _end_ids(directory)
@@ -52,7 +57,7 @@ class NativeModel:
         cls,
         directory: str | Path,
         *,
-        kv_bits: int = 8,
+        kv: KVSpec | int | None = None,
         max_tokens: int | None = None,
         max_sequences: int = 8,
         threads: int | None = None,
@@ -62,7 +67,7 @@ class NativeModel:
 
         Args:
             directory: the checkpoint.
-            kv_bits: of cached keys and values, 16, 8 or 4.
+            kv: the cache; a number stands for so many bits with ranges per token. Default: what the checkpoint says, else 8.
             max_tokens: that the cache holds, all sequences together; default: the model's context, at most 8192.
             max_sequences: slots.
             threads: of all native kernels in this process; default: as they are.
@@ -83,10 +88,9 @@ class NativeModel:
             raise KernelUnavailable(f"{directory} cannot run in the native decoder: {reason}; use the torch engine")
         facts = architecture(config)
         tokens = min(facts.context, DEFAULT_TOKENS) if max_tokens is None else max_tokens
-        if tokens < 1 or max_sequences < 1 or kv_bits not in (4, 8, 16):
-            raise InputError(
-                f"need max_tokens >= 1, max_sequences >= 1 and kv_bits 4, 8 or 16, not {tokens}, {max_sequences}, {kv_bits}"
-            )
+        if tokens < 1 or max_sequences < 1:
+            raise InputError(f"need max_tokens >= 1 and max_sequences >= 1, not {tokens}, {max_sequences}")
+        spec = _cache_spec(kv, config, facts.head_dim)
         if threads is not None:
             native.set_threads(threads)
         if verify:
@@ -96,10 +100,12 @@ class NativeModel:
         builder = build.Builder(path, facts, config, forms, context, [precision])
         model = builder.build()
         model.set_precision(precision.cell.ctypes.data)
-        decoder = native.loaded().decoder.Decoder(model, kv_bits, tokens, max_sequences, min(pass_rows(facts), tokens))
-        opened = cls(path, decoder, facts, builder.kept, context)
+        model.rotated_keys = spec.rotated
+        rows = min(pass_rows(facts), tokens)
+        decoder = native.loaded().decoder.Decoder(model, _native_spec(spec), tokens, max_sequences, rows)
+        opened = cls(path, decoder, facts, builder.kept, context, spec)
         if verify:
-            checks.check_canary(path, opened.prefill, context, kv_bits)
+            checks.check_canary(path, opened.prefill, context, min(spec.key_bits, spec.value_bits))
             opened.reset()
             opened.weight_bytes()
         return opened
@@ -170,6 +176,8 @@ class NativeModel:
         shape = (self.facts.kv_heads, self.length(slot), self.facts.head_dim)
         keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self._decoder.read_cache(self.facts.layers - 1, slot, keys.ctypes.data, values.ctypes.data)
+        if self.kv.rotated:  # back: the matrix is its own inverse
+            keys = np.einsum("htd,de->hte", keys, _hadamard(shape[-1]))
         return keys, values
 
     def length(self, slot: int = 0) -> int:
@@ -177,10 +185,18 @@ class NativeModel:
         return int(self._decoder.length(self._slot(slot)))
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget a slot's tokens from `length` on, as if they had never been run."""
+        """Forget a slot's tokens from `length` on, as if they had never been run.
+
+        Raises:
+            InputError: more than the slot holds; or so far back that what a page held in 16 bits is gone (`KVSpec`: a cache
+                that seals pages keeps it for another page's length).
+        """
         if not 0 <= length <= self.length(slot):
             raise InputError(f"slot {slot} holds {self.length(slot)} tokens, cannot keep {length}")
-        self._decoder.truncate(slot, length)
+        try:
+            self._decoder.truncate(slot, length)
+        except ValueError as error:
+            raise InputError(f"slot {slot}: {error}") from None
 
     def reset(self, slot: int = 0) -> None:
         """Empty a slot."""
@@ -200,6 +216,30 @@ class NativeModel:
             call(batch[0].ctypes.data, batch[1].ctypes.data, len(rows), want.ctypes.data, len(want), *rest)
         except ValueError as error:
             raise InputError(str(error)) from None
+
+
+def _cache_spec(kv: KVSpec | int | None, config: Mapping[str, Any], head_dim: int) -> KVSpec:
+    """What was asked for, else what the checkpoint says, else 8 bits."""
+    if isinstance(kv, int):
+        kv = KVSpec(kv, kv)
+    saved = config["quantization_config"].get("kv")
+    spec = kv or (KVSpec.read(saved) if saved else KVSpec())
+    check_head(spec, head_dim)
+    return spec
+
+
+def _native_spec(spec: KVSpec) -> tuple[int, int, bool, bool, int, int]:
+    """As native/decoder/bind.cpp takes it."""
+    channels = spec.keys == "channel"
+    return spec.key_bits, spec.value_bits, channels, spec.seals, spec.sink // PAGE, spec.window // PAGE
+
+
+def _hadamard(size: int) -> Floats:
+    """The orthogonal Sylvester-Hadamard matrix [size, size]."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(np.sqrt(size))
 
 
 def pass_rows(facts: Architecture) -> int:

@@ -11,6 +11,7 @@ from anybit.engine import build
 from anybit.engine.native import NativeModel
 from anybit.engine.tokenizer import Tokenizer, open_tokenizer
 from anybit.errors import InputError
+from anybit.formats.kv import KVSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,12 +21,13 @@ log = logging.getLogger("anybit")
 
 
 def open_engine(
-    directory: str | Path, engine: str = "auto"
+    directory: str | Path, engine: str = "auto", kv: KVSpec | None = None
 ) -> tuple[PreTrainedModel | NativeModel, PreTrainedTokenizerBase | Tokenizer]:
     """A model that `engine.generate` runs, with its tokenizer.
 
     Args:
         directory: what `anybit quantize` wrote.
+        kv: how keys and values are cached; default: what the checkpoint says, else 8 bits natively and unquantized in torch.
         engine: `native`, `torch`, or `auto`: native where it can, else torch with a warning that says why.
 
     Raises:
@@ -39,8 +41,13 @@ def open_engine(
     if engine == "torch":
         from anybit.loading import load_any
 
-        return load_any(directory)
-    return NativeModel.open(directory), open_tokenizer(Path(directory))
+        model, tokenizer = load_any(directory)
+        if kv is not None:
+            from anybit.integrations.kv_cache import cache_as
+
+            cache_as(model, kv)
+        return model, tokenizer
+    return NativeModel.open(directory, kv=kv), open_tokenizer(Path(directory))
 
 
 def native_refusal(directory: Path) -> str:

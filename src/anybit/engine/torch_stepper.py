@@ -65,7 +65,8 @@ class TorchStepper:
     def last_keys_values(self) -> tuple[Floats, Floats]:
         """See `Stepper`."""
         layer = self._cache.layers[-1]
-        return layer.keys[0].float().cpu().numpy(), layer.values[0].float().cpu().numpy()
+        keys, values = layer.read() if hasattr(layer, "read") else (layer.keys, layer.values)
+        return keys[0].float().cpu().numpy(), values[0].float().cpu().numpy()
 
     def _forward(self, ids: Sequence[int], wanted: int) -> Floats:
         step = torch.tensor([list(ids)], device=self._model.device)

@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from anybit.checkpoint.layout import METHOD, VERSION
 from anybit.errors import FormatError
+from anybit.formats.kv import KVSpec
 from anybit.layers.linear import Terms
 from anybit.layers.swap import swap_layers
 
@@ -29,10 +30,17 @@ class AnybitConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json: forms by layer name (docs/FORMAT.md)."""
 
     def __init__(
-        self, version: int = VERSION, recipe: str = "", layers: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        version: int = VERSION,
+        recipe: str = "",
+        layers: dict[str, Any] | None = None,
+        kv: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.quant_method: Any = METHOD
         self.version, self.recipe, self.layers = version, recipe, layers or {}
+        if kv is not None:
+            self.kv = kv
 
 
 class AnybitQuantizer(HfQuantizer):
@@ -71,6 +79,10 @@ class AnybitQuantizer(HfQuantizer):
                 module.terms()
             elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
                 raise FormatError(f"config.json says nothing of '{name}', whose weight is planes; restore its files")
+        if saved := getattr(self.quantization_config, "kv", None):
+            from anybit.integrations.kv_cache import cache_as
+
+            cache_as(model, KVSpec.read(saved))
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from anybit.formats.activation import ActivationSpec, Codes, FloatActivations, restore_activations
+from anybit.formats.activation import ActivationSpec, Codes, restore_activations
 from anybit.formats.decoder import Form
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.tender import TenderActivations

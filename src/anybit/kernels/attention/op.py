@@ -1,4 +1,4 @@
-"""Causal attention over a paged cache of 16-, 8- or 4-bit keys and values.
+"""Causal attention over a paged cache of 16-, 8-, 4- or 2-bit keys and values.
 
     native     streaming softmax, page by page, straight from the codes (cpu.cpp; prompts with AMX: tiles_amx.h)
     reference  everything dequantized, float64
@@ -37,21 +37,43 @@ class PagedCache:
     Args:
         shape: sizes of the cache.
         pages: uint8 [P, shape.page_bytes], on the CPU, contiguous; contents of unused slots do not matter.
-        tables: page numbers, one list per sequence.
+        tables: page numbers, one list per sequence; P + i is page i of `opened`.
+        opened: uint8 [Q, shape.opened.page_bytes], pages that are (still) in 16 bits.
 
     Raises:
-        FormatError: pages of another shape or dtype, or a page number outside 0..P-1.
+        FormatError: pages of another shape or dtype, or a page number outside 0..P+Q-1.
     """
 
-    def __init__(self, shape: KvShape, pages: Tensor, tables: Sequence[Sequence[int]]) -> None:
-        if pages.dtype != torch.uint8 or pages.ndim != 2 or pages.shape[1] != shape.page_bytes:
-            raise FormatError(f"attention: pages must be uint8 [P, {shape.page_bytes}], got {_form(pages)}")
-        if not pages.is_contiguous():
-            raise FormatError("attention: pages must be contiguous: they are written in place")
-        wrong = [page for table in tables for page in table if not 0 <= page < len(pages)]
-        if wrong:
-            raise FormatError(f"attention: page {wrong[0]} is not one of the {len(pages)} pages; fix the page table")
+    def __init__(
+        self, shape: KvShape, pages: Tensor, tables: Sequence[Sequence[int]], opened: Tensor | None = None
+    ) -> None:
         self.shape, self.pages, self.tables = shape, pages, [list(table) for table in tables]
+        self.opened = pages.new_empty(0, shape.opened.page_bytes) if opened is None else opened
+        for name, found, size in (("pages", pages, shape.page_bytes), ("opened", self.opened, shape.opened.page_bytes)):
+            if found.dtype != torch.uint8 or found.ndim != 2 or found.shape[1] != size:
+                raise FormatError(f"attention: {name} must be uint8 [P, {size}], got {_form(found)}")
+            if not found.is_contiguous():
+                raise FormatError(f"attention: {name} must be contiguous: they are written in place")
+        count = len(pages) + len(self.opened)
+        wrong = [page for table in tables for page in table if not 0 <= page < count]
+        if wrong:
+            raise FormatError(f"attention: page {wrong[0]} is not one of the {count} pages; fix the page table")
+
+    def page(self, number: int) -> tuple[Tensor, KvShape]:
+        """Bytes and shape of a page of a table."""
+        if number < len(self.pages):
+            return self.pages[number], self.shape
+        return self.opened[number - len(self.pages)], self.shape.opened
+
+    def addresses(self) -> list[list[int]]:
+        """The tables as the native functions take them: bit 0 marks open pages."""
+        count = len(self.pages)
+        first, first_open = self.pages.data_ptr(), self.opened.data_ptr() + 1
+        size, size_open = self.shape.page_bytes, self.shape.opened.page_bytes
+        return [
+            [first + n * size if n < count else first_open + (n - count) * size_open for n in table]
+            for table in self.tables
+        ]
 
     def check(self, looks: Sequence[Look]) -> None:
         """Refuse, with a FormatError, what lies outside the tables."""
@@ -71,28 +93,48 @@ def write(cache: PagedCache, looks: Sequence[Look], keys: Tensor, values: Tensor
 
     Raises:
         FormatError: shapes that do not fit, or positions outside the page tables.
+            Or a page that is sealed channel by channel: it cannot take single tokens.
         KernelUnavailable: the forced `impl` cannot run here.
     """
     shape = cache.shape
     cache.check(looks)
+    numbers = [cache.tables[look.sequence][look.last // PAGE_TOKENS] for look in looks]
+    if shape.channels and any(number < len(cache.pages) for number in numbers):
+        raise FormatError("attention: ranges per channel need a whole page; write to an open one, then `seal` it")
     want = (len(looks), shape.kv_heads, shape.head_dim)
     keys, values = _floats(keys, "keys", want), _floats(values, "values", want)
     if _choose(impl, cache.pages, keys, values) == "reference":
-        for look, key, value in zip(looks, keys, values, strict=True):
-            page = cache.pages[cache.tables[look.sequence][look.last // PAGE_TOKENS]].view(shape.kv_heads, -1)
-            for head in range(shape.kv_heads):
-                reference.write_token(page[head], shape, look.last % PAGE_TOKENS, key[head], value[head])
+        for number, look, key, value in zip(numbers, looks, keys, values, strict=True):
+            page, form = cache.page(number)
+            for head, block in enumerate(page.view(shape.kv_heads, -1)):
+                reference.write_token(block, form, look.last % PAGE_TOKENS, key[head], value[head])
         return
     where = _looks(looks)
     native.loaded().kv_write(
         shape.sizes,
-        cache.pages.data_ptr(),
-        cache.tables,
+        cache.addresses(),
         where.data_ptr(),
         len(looks),
         keys.data_ptr(),
         values.data_ptr(),
     )
+
+
+def seal(shape: KvShape, opened: Tensor, sealed: Tensor, impl: str | None = None) -> None:
+    """Turn a full 16-bit page, uint8 [shape.opened.page_bytes], into codes and ranges, uint8 [shape.page_bytes].
+
+    |x - x~| <= s / 2 for the float16 x of the open page and the scale s of its range.
+
+    Raises:
+        FormatError: pages of other sizes. KernelUnavailable: the forced `impl` cannot run here.
+    """
+    for name, page, size in (("open", opened, shape.opened.page_bytes), ("sealed", sealed, shape.page_bytes)):
+        if page.dtype != torch.uint8 or tuple(page.shape) != (size,) or not page.is_contiguous():
+            raise FormatError(f"attention: the {name} page must be contiguous uint8 [{size}], got {_form(page)}")
+    if _choose(impl, opened, sealed) == "reference":
+        reference.seal(opened, sealed, shape)
+    else:
+        native.loaded().kv_seal(shape.sizes, opened.data_ptr(), sealed.data_ptr())
 
 
 def attend(
@@ -115,7 +157,8 @@ def attend(
         softcap: if > 0, scores are bounded by softcap * tanh(score / softcap).
         impl: force one of the implementations above.
         prompt: the tokens are text that is given: where the processor has a bfloat16 matrix unit, `native` rounds queries,
-            weights and what a 16-bit cache holds to bfloat16 (codes are exact in it); elsewhere it changes nothing.
+            weights and what is held in 16 bits to bfloat16 (codes are exact in it); elsewhere it changes nothing. It
+            always does where keys or values have 4 or 2 bits.
 
     Raises:
         FormatError: shapes that do not fit, or positions outside the page tables.
@@ -126,7 +169,7 @@ def attend(
     q = _floats(q, "q", (len(looks), shape.heads, shape.head_dim))
     out = torch.empty_like(q)
     if _choose(impl, cache.pages, q) == "reference":
-        read = [reference.read_table(cache.pages, table, shape) for table in cache.tables]
+        read = [reference.read_table(cache.pages, table, shape, cache.opened) for table in cache.tables]
         for t, look in enumerate(looks):
             seen = slice(look.first, look.last + 1)
             out[t] = reference.attend_token(q[t], *read[look.sequence], scaling, softcap, seen)
@@ -134,8 +177,7 @@ def attend(
     where = _looks(looks)
     native.loaded().attend(
         shape.sizes,
-        cache.pages.data_ptr(),
-        cache.tables,
+        cache.addresses(),
         where.data_ptr(),
         len(looks),
         q.data_ptr(),

@@ -11,7 +11,7 @@ struct Product {
   size_t a_stride;
   const void* b;
   size_t columns;      // of B and C
-  size_t half;         // rows of B after which the second nibbles start
+  size_t step;         // rows of B between those that share bytes
   size_t begin, end;   // stored rows of B
   const float* gain;   // [rows], or null: C starts at 0
   float* c;
@@ -43,13 +43,13 @@ void tile(const Product& p, size_t row, size_t column) {
 #pragma GCC unroll 8
       for (size_t v = 0; v < V; ++v) {
         if constexpr (sizeof(Element) == 4)
-          x[v] = load(b + i * p.half * p.columns + v * kVec);
+          x[v] = load(b + i * p.step * p.columns + v * kVec);
         else
           x[v] = Codes::value(Codes::raw(b + v * kVec), i);
       }
 #pragma GCC unroll 8
       for (size_t r = 0; r < R; ++r) {
-        const Vec factor = all(a[r * p.a_stride + k + i * p.half]);
+        const Vec factor = all(a[r * p.a_stride + k + i * p.step]);
 #pragma GCC unroll 8
         for (size_t v = 0; v < V; ++v) sums[r][v] = fused(factor, x[v], sums[r][v]);
       }
@@ -89,8 +89,8 @@ void convert(const Product& p, size_t columns, float* out) {
       const auto* b = static_cast<const typename Codes::Element*>(p.b) + k * p.columns + column;
       const auto raw = Codes::raw(b);
       fetch(b, p.ahead);
-#pragma GCC unroll 2
-      for (size_t i = 0; i < Codes::kRows; ++i) save(out + (k + i * p.half) * p.columns + column, Codes::value(raw, i));
+#pragma GCC unroll 4
+      for (size_t i = 0; i < Codes::kRows; ++i) save(out + (k + i * p.step) * p.columns + column, Codes::value(raw, i));
     }
 }
 

@@ -95,8 +95,13 @@ void attend_in_splits(const KvShape& shape, const Scoring& scoring, const Plan& 
 void kv_write(const KvShape& shape, std::uint8_t* page, size_t position, const float* key, const float* value) {
   const AttentionTable& k = ANYBIT_ACTIVE(attention_table);
   for (size_t h = 0; h < shape.kv_heads; ++h)
-    k.write_head(shape, page + h * shape.head_bytes(), position % kPageTokens, key + h * shape.head_dim,
+    k.write_head(shape_of(shape, page), head_of(shape, page, h), position % kPageTokens, key + h * shape.head_dim,
                  value + h * shape.head_dim);
+}
+
+void kv_seal(const KvShape& shape, const std::uint8_t* open, std::uint8_t* sealed) {
+  for (size_t h = 0; h < shape.kv_heads; ++h)
+    ANYBIT_ACTIVE(attention_table).seal_head(shape, open + h * shape.open().head_bytes(), sealed + h * shape.head_bytes());
 }
 
 // Threads share out kv heads, not tokens: tokens of a page share bytes.
@@ -109,7 +114,7 @@ void kv_write(const KvShape& shape, const Query* queries, size_t tokens, const f
       for (size_t t = 0; t < tokens; ++t) {
         const size_t position = queries[t].last, at = (t * shape.kv_heads + h) * shape.head_dim;
         std::uint8_t* page = queries[t].pages[position / kPageTokens];
-        k.write_head(shape, page + h * shape.head_bytes(), position % kPageTokens, keys + at, values + at);
+        k.write_head(shape_of(shape, page), head_of(shape, page, h), position % kPageTokens, keys + at, values + at);
       }
   });
 }

@@ -52,7 +52,7 @@ struct Scratch {
   float* take(size_t floats) { return (at += floats) - floats; }
 };
 
-// What softmax needs beside scores: a row's sum of its query, its sums of weights and of weighted minima (16 lanes each), and the
+// What softmax needs beside scores: a row's sum of its query (or what else stands before the key minimum), its sums of weights and of weighted minima (16 lanes each), and the
 // page's scales.
 struct Carry {
   float *sums, *lanes, *minima, *scales;
@@ -74,16 +74,38 @@ struct Carry {
   }
 };
 
-// Key scale, key minimum, value scale, value minimum [4][64]; zero outside `seen`: what lies in unused slots may be NaN.
-void load_scales(const KvShape& shape, const std::uint8_t* stored, Slots seen, float* scales) {
-  for (size_t i = 0; i < 4; ++i) {
-    float* row = scales + i * kPageTokens;
-    for (size_t t = 0; t < kPageTokens; t += kVec) save(row + t, all(shape.bits == 16 && i % 2 == 0 ? 1.0f : 0.0f));
-    if (shape.bits == 16) continue;
-    halves(reinterpret_cast<const std::uint16_t*>(stored) + i * kPageTokens, row, kPageTokens);
-    for (size_t t = 0; t < seen.begin; ++t) row[t] = 0.0f;
-    for (size_t t = seen.end; t < kPageTokens; ++t) row[t] = 0.0f;
+// One kv head's block of a page.
+struct Stored {
+  KvShape shape;
+  const std::uint8_t *keys, *values;
+  const std::uint16_t *key_ranges, *value_ranges;  // scales, then minima
+
+  Stored(const KvShape& any, const std::uint8_t* page, size_t kv_head)
+      : shape(shape_of(any, page)), keys(head_of(any, page, kv_head)), values(keys + shape.key_bytes()),
+        key_ranges(reinterpret_cast<const std::uint16_t*>(values + shape.value_bytes())),
+        value_ranges(key_ranges + shape.key_range_bytes() / 2) {}
+};
+
+// Scales and minima of slots, [2][64]: zero outside `seen`, as what lies in unused slots may be NaN; 1 and 0 without any.
+void load_slot_ranges(const std::uint16_t* stored, size_t bits, Slots seen, float* ranges) {
+  for (size_t t = 0; t < 2 * kPageTokens; t += kVec) save(ranges + t, all(bits == 16 && t < kPageTokens ? 1.0f : 0.0f));
+  if (bits == 16) return;
+  for (size_t i = 0; i < 2; ++i, ranges += kPageTokens, stored += kPageTokens) {
+    halves(stored, ranges, kPageTokens);
+    for (size_t t = 0; t < seen.begin; ++t) ranges[t] = 0.0f;
+    for (size_t t = seen.end; t < kPageTokens; ++t) ranges[t] = 0.0f;
   }
+}
+
+// Key scale, key minimum, value scale, value minimum [4][64]. Ranges per channel have gone into the queries: then a score is
+// 1 * score + 1 * the row's sum.
+void load_scales(const Stored& page, Slots seen, float* scales) {
+  if (page.shape.channels) {
+    for (size_t t = 0; t < 2 * kPageTokens; t += kVec) save(scales + t, all(1.0f));
+  } else {
+    load_slot_ranges(page.key_ranges, page.shape.key_bits, seen, scales);
+  }
+  load_slot_ranges(page.value_ranges, page.shape.value_bits, seen, scales + 2 * kPageTokens);
 }
 
 ANYBIT_INLINE Vec cap(Vec x, float softcap) {

@@ -1,4 +1,4 @@
-// Writing one token's key and value into its slot; cpu.h has the layout and the rounding.
+// Writing one token's key and value into its slot, and sealing a page; cpu.h has the layout and the rounding.
 #pragma once
 
 #include "cpu.h"
@@ -52,54 +52,106 @@ ANYBIT_INLINE Bytes codes_of(const float* x, float scale, float minimum, size_t 
   return __builtin_convertvector((Ints)((positive < top ? positive : top) + 0x1.8p23f) & 255, Bytes);
 }
 
-// Key dims are rows: dims d and d + dim / 2 share a byte at 4 bits, so a token owns its bytes.
+// Codes of kVec values into the rows that share bytes: the first replaces what was there, the others are put beside it.
+ANYBIT_INLINE void merge_codes(std::uint8_t* to, Bytes codes, int shift, std::uint8_t keep) {
+  Bytes old;
+  std::memcpy(&old, to, kVec);
+  const Bytes stored = (old & keep) | codes << shift;
+  std::memcpy(to, &stored, kVec);
+}
+
+// Key dims are rows: a token owns its bytes, and dims d, d + step, ... share one.
 void write_key(const KvShape& shape, std::uint8_t* codes, size_t slot, const float* x, Range range) {
-  const size_t dim = shape.head_dim, low = shape.bits == 4 ? dim / 2 : dim;
+  const size_t dim = shape.head_dim, bits = shape.key_bits, step = dim * bits / 8;
   const float scale = half(range.scale), minimum = half(range.minimum);
   codes += slot;
   for (size_t d = 0; d < dim; d += kVec) {
-    const Bytes c = codes_of(x + d, scale, minimum, shape.bits);
+    const Bytes c = codes_of(x + d, scale, minimum, bits);
     std::uint8_t code[kVec];
     std::memcpy(code, &c, kVec);
-    const size_t below = d >= low ? 0 : low - d < kVec ? low - d : kVec;
-    for (size_t i = 0; i < below; ++i) codes[(d + i) * kPageTokens] = code[i];
-    for (size_t i = below; i < kVec; ++i) codes[(d + i - low) * kPageTokens] |= static_cast<std::uint8_t>(code[i] << 4);
+    for (size_t i = 0; i < kVec; ++i) {
+      std::uint8_t& to = codes[(d + i) % step * kPageTokens];
+      to = static_cast<std::uint8_t>((d + i < step ? 0 : to) | code[i] << (d + i) / step * bits);
+    }
   }
 }
 
-// Slots t and t + 32 share bytes at 4 bits: the other's nibbles stay.
+// Slots t, t + step, ... share bytes: the others' bits stay.
 void write_value(const KvShape& shape, std::uint8_t* codes, size_t slot, const float* x, Range range) {
-  constexpr size_t kHalf = kPageTokens / 2;
-  const size_t dim = shape.head_dim;
-  const bool nibbles = shape.bits == 4;
-  const int shift = nibbles && slot >= kHalf ? 4 : 0;
-  const auto keep = static_cast<std::uint8_t>(nibbles ? 0xF0 >> shift : 0);
-  codes += (nibbles ? slot % kHalf : slot) * dim;
+  const size_t dim = shape.head_dim, bits = shape.value_bits, step = kPageTokens * bits / 8;
+  const auto shift = static_cast<int>(slot / step * bits);
+  const auto keep = static_cast<std::uint8_t>(~(((1 << bits) - 1) << shift));
+  codes += slot % step * dim;
   const float scale = half(range.scale), minimum = half(range.minimum);
-  for (size_t d = 0; d < dim; d += kVec) {
-    Bytes old;
-    std::memcpy(&old, codes + d, kVec);
-    const Bytes stored = (old & keep) | codes_of(x + d, scale, minimum, shape.bits) << shift;
-    std::memcpy(codes + d, &stored, kVec);
+  for (size_t d = 0; d < dim; d += kVec) merge_codes(codes + d, codes_of(x + d, scale, minimum, bits), shift, keep);
+}
+
+std::uint8_t* values_of(const KvShape& shape, std::uint8_t* block) { return block + shape.key_bytes(); }
+std::uint16_t* ranges_of(const KvShape& shape, std::uint8_t* block) {
+  return reinterpret_cast<std::uint16_t*>(values_of(shape, block) + shape.value_bytes());
+}
+
+void put_key(const KvShape& shape, std::uint8_t* block, size_t slot, const float* key) {
+  const size_t dim = shape.head_dim;
+  if (shape.key_bits == 16) {
+    for (size_t d = 0; d < dim; ++d) reinterpret_cast<std::uint16_t*>(block)[d * kPageTokens + slot] = to_half(key[d]);
+    return;
   }
+  const Range range = range_of(key, dim, shape.key_bits);
+  std::uint16_t* ranges = ranges_of(shape, block) + slot;
+  ranges[0] = range.scale, ranges[kPageTokens] = range.minimum;
+  write_key(shape, block, slot, key, range);
+}
+
+void put_value(const KvShape& shape, std::uint8_t* block, size_t slot, const float* value) {
+  const size_t dim = shape.head_dim;
+  if (shape.value_bits == 16) {
+    auto* to = reinterpret_cast<std::uint16_t*>(values_of(shape, block)) + slot * dim;
+    for (size_t d = 0; d < dim; ++d) to[d] = to_half(value[d]);
+    return;
+  }
+  const Range range = range_of(value, dim, shape.value_bits);
+  std::uint16_t* ranges = ranges_of(shape, block) + shape.key_range_bytes() / 2 + slot;
+  ranges[0] = range.scale, ranges[kPageTokens] = range.minimum;
+  write_value(shape, values_of(shape, block), slot, value, range);
 }
 
 void write_head(const KvShape& shape, std::uint8_t* block, size_t slot, const float* key, const float* value) {
-  const size_t dim = shape.head_dim;
-  std::uint8_t* values = block + shape.code_bytes();
-  if (shape.bits == 16) {
-    auto* keys16 = reinterpret_cast<std::uint16_t*>(block);
-    auto* values16 = reinterpret_cast<std::uint16_t*>(values) + slot * dim;
-    for (size_t d = 0; d < dim; ++d) keys16[d * kPageTokens + slot] = to_half(key[d]);
-    for (size_t d = 0; d < dim; ++d) values16[d] = to_half(value[d]);
-    return;
+  put_key(shape, block, slot, key);
+  put_value(shape, block, slot, value);
+}
+
+// Channel by channel: 64 tokens of one are a row of the open page.
+void seal_channels(const KvShape& shape, const std::uint16_t* keys, std::uint8_t* block) {
+  const size_t dim = shape.head_dim, bits = shape.key_bits, step = dim * bits / 8;
+  std::uint16_t* ranges = ranges_of(shape, block);
+  for (size_t d = 0; d < dim; ++d) {
+    float x[kPageTokens];
+    halves(keys + d * kPageTokens, x, kPageTokens);
+    const Range range = range_of(x, kPageTokens, bits);
+    ranges[d] = range.scale, ranges[dim + d] = range.minimum;
+    const auto keep = static_cast<std::uint8_t>(d < step ? 0 : 0xFF);
+    for (size_t t = 0; t < kPageTokens; t += kVec)
+      merge_codes(block + d % step * kPageTokens + t, codes_of(x + t, half(range.scale), half(range.minimum), bits),
+                  static_cast<int>(d / step * bits), keep);
   }
-  auto* stored = reinterpret_cast<std::uint16_t*>(values + shape.code_bytes()) + slot;
-  const Range key_range = range_of(key, dim, shape.bits), value_range = range_of(value, dim, shape.bits);
-  const std::uint16_t row[4] = {key_range.scale, key_range.minimum, value_range.scale, value_range.minimum};
-  for (size_t i = 0; i < 4; ++i) stored[i * kPageTokens] = row[i];
-  write_key(shape, block, slot, key, key_range);
-  write_value(shape, values, slot, value, value_range);
+}
+
+void seal_head(const KvShape& shape, const std::uint8_t* open, std::uint8_t* sealed) {
+  constexpr size_t kMost = 512;
+  const size_t dim = shape.head_dim;
+  const auto* keys = reinterpret_cast<const std::uint16_t*>(open);
+  const std::uint16_t* values = keys + dim * kPageTokens;
+  float x[kMost];
+  if (shape.channels) seal_channels(shape, keys, sealed);
+  for (size_t slot = 0; slot < kPageTokens; ++slot) {
+    if (!shape.channels) {
+      for (size_t d = 0; d < dim; ++d) x[d] = half(keys[d * kPageTokens + slot]);
+      put_key(shape, sealed, slot, x);
+    }
+    halves(values + slot * dim, x, dim);
+    put_value(shape, sealed, slot, x);
+  }
 }
 
 }  // namespace

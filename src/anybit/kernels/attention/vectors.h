@@ -69,7 +69,7 @@ ANYBIT_INLINE Vec exponential(Vec x) {
   return x < all(-87.0f) ? Vec{} : power;
 }
 
-// How one stored row becomes floats: `raw` loads kVec columns, `value(raw, i)` is row k + i * half of them, i < kRows.
+// How one stored row becomes floats: `raw` loads kVec columns, `value(raw, i)` is row k + i * rows / kRows of them, i < kRows.
 struct Half {
   using Element = std::uint16_t;
   static constexpr size_t kRows = 1;
@@ -120,6 +120,13 @@ struct Nibble {
     return __builtin_convertvector(i ? v >> 4 : v & 15, Vec);
 #endif
   }
+};
+
+struct Crumb {
+  using Element = std::uint8_t;
+  static constexpr size_t kRows = 4;
+  ANYBIT_INLINE static Ints raw(const Element* p) { return widen(p); }
+  ANYBIT_INLINE static Vec value(Ints v, size_t i) { return __builtin_convertvector(v >> static_cast<int>(2 * i) & 3, Vec); }
 };
 
 // Rows that are floats already, taken in the order in which `Codes` gives them.

@@ -1,6 +1,7 @@
 """Activations by any integer scheme (`formats/activation.py`), as the integer kernels read them.
 
-`native` knows `IntActivations` and agrees with its `encode` bit for bit; other schemes run as their format says. A token's result depends on its row alone.
+`native` knows `IntActivations` and agrees with its `encode` bit for bit; other schemes run as their format says. A token's
+result depends on its row alone.
 """
 
 from __future__ import annotations
