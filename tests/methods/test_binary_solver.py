@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from anybit.formats.binary_coded import BinaryCoded
+from anybit.formats.planes import unpack
 from anybit.formats.terms import dense, precisions, save_terms
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.base import InputStats
@@ -118,6 +119,18 @@ def test_every_width_beats_the_published_fit_on_what_the_layer_gives():
         assert after < share * before, width
         errors.append(after)
     assert all(b < 0.5 * a for a, b in itertools.pairwise(errors))
+
+
+def test_a_round_chooses_planes_anew():
+    """A round is worth more than the scales alone, at the planes of the walk."""
+    weight, stats = case(rows=40, columns=128)
+    common = {"bits": 3, "weights": {2: 1, 3: 1}, "group_size": 64}
+    walked, rounded = (AnyBCQ(**common, refit=n).quantize(weight, stats)[0] for n in (0, 1))
+    codes = unpack(walked.planes, 128)
+    scales = refit(weight, stats.hessian, codes, walked.decoder, {2: 1.0, 3: 1.0})
+    for width in (2, 3):
+        before = float(lost(weight, stats.hessian, scales.decode(codes, width)).sum())
+        assert float(lost(weight, stats.hessian, rounded.dense(width)).sum()) < 0.97 * before
 
 
 def test_wider_widths_leave_the_planes_of_the_narrow_ones_alone():
