@@ -187,9 +187,8 @@ def test_nothing_to_tune_is_an_error(tmp_path):
 
 def test_the_recipe_tunes_towards_the_float_model(tmp_path):
     """AnyBCQ as published, through the pipeline: the notes say so in every block, and the state leaves nothing behind."""
-    recipe = load_recipe(
-        "anybcq", ["weights.bits=3", "weights.precisions=[2,3]", "weights.weights={}", "weights.stream=3"]
-    )
+    options = ["bits=3", "precisions=[2,3]", "weights={}", "group_size=128", "stream=3"]
+    recipe = load_recipe("anybcq", [f"weights.{option}" for option in options])
     recipe.stages["compensate"] = [Entry(name="tune-tables")]
     (tmp_path / "published.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
     out = quantize_tiny("llama", tmp_path, str(tmp_path / "published.yaml"))
