@@ -31,7 +31,7 @@ LINEARS = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "o_proj",
 NAMES = [recipe["name"] for recipe in list_recipes()]
 NESTED = {  # several widths in one checkpoint, and what else has to change for a checkpoint of two and three bits
     "any-precision": ["weights.precisions=[2, 3]"],
-    "anybcq": ["weights.precisions=[2, 3]"],
+    "anybcq": ["weights.precisions=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
     "pmpd": ["weights.precisions=[2, 3]", "weights.tables=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
 }
 
@@ -239,14 +239,19 @@ def test_files(tmp_path):
             load_recipe(str(path))
 
 
-def test_nested_recipes_are_the_published_methods():
-    """Any-precision as it is but for the seed, AnyBCQ as it is but for how long its scales are trained."""
+def test_nested_recipes_and_the_published_methods():
+    """Any-precision as it is but for the seed; AnyBCQ by the options its comment names, and `tune-tables` after it."""
     found = assigned(load_recipe("any-precision"))
     tables = (2, 3, 4, 6, 8)
     assert found.methods["layers.0.q_proj"] == AnyPrecision(bits=8, seed_bits=2, precisions=tables)
     assert found.compensations == ()
-    found = assigned(load_recipe("anybcq"))
-    assert found.methods["layers.0.q_proj"] == AnyBCQ(bits=8, base_bits=2, precisions=tables, group_size=128)
+    published = ["weights={}", "group_size=128", "iterations=20", "stream=8", "first_token_weight=1"]
+    recipe = load_recipe("anybcq", [f"weights.{option}" for option in published])
+    recipe.stages["compensate"] = [Entry(name="tune-tables")]
+    found = assigned(recipe)
+    method = found.methods["layers.0.q_proj"]
+    assert method == AnyBCQ(bits=8, base_bits=2, precisions=tables, stream=8)
+    assert (method.group_size, method.iterations, method.weighting, method.weights) == (128, 20, "none", {})
     assert found.compensations == (TuneTables(),)
 
 

@@ -133,7 +133,8 @@ def test_neither_step_makes_any_row_worse():
     for _ in range(3):
         grid = refit(weight, hessian, codes, grid, emphasis)
         losses.append(weighted_losses(weight, hessian, codes, grid, emphasis))
-        codes = descend(weight, hessian, codes, grid, emphasis, order, 16)
+        levels = Levels(grid, emphasis, order // grid.group_size)
+        codes = descend(weight, hessian, codes, grid, levels, order, 16)
         losses.append(weighted_losses(weight, hessian, codes, grid, emphasis))
     for before, after in itertools.pairwise(losses):
         assert bool((after <= before * (1 + 1e-4)).all())
@@ -144,7 +145,8 @@ def test_a_sweep_does_not_depend_on_its_blocks():
     weight, stats = case()
     codes, grid, _ = Nested(refit=0).solve(weight, stats)
     order = torch.arange(96).flip(0)
-    found = [descend(weight, damped(stats), codes, grid, Nested().emphasis(), order, block) for block in (1, 7, 96)]
+    levels = Levels(grid, Nested().emphasis(), order // grid.group_size)
+    found = [descend(weight, damped(stats), codes, grid, levels, order, block) for block in (1, 7, 96)]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

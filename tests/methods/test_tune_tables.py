@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from anybit.blocks import quantize_block
 from anybit.calibration.activations import Activations
@@ -23,7 +24,7 @@ from anybit.methods.tune_tables import Tunable, TuneTables, finest_steps, tunabl
 from anybit.models.graph import block_inputs, trace_block
 from anybit.models.normalize import normalize
 from anybit.models.structure import find_structure
-from anybit.recipe import Assignment
+from anybit.recipe import Assignment, Entry, load_recipe
 from anybit.tune_block import tune_block
 from tiny_checkpoints import quantize_tiny
 from tiny_models import tiny, token_ids
@@ -185,8 +186,12 @@ def test_nothing_to_tune_is_an_error(tmp_path):
 
 
 def test_the_recipe_tunes_towards_the_float_model(tmp_path):
-    """Through the pipeline: the notes say so in every block, and the state leaves nothing behind."""
-    out = quantize_tiny("llama", tmp_path, "anybcq", overrides=["weights.bits=3", "weights.precisions=[2,3]"])
+    """AnyBCQ as published, through the pipeline: the notes say so in every block, and the state leaves nothing behind."""
+    options = ["bits=3", "precisions=[2,3]", "weights={}", "group_size=128", "stream=3"]
+    recipe = load_recipe("anybcq", [f"weights.{option}" for option in options])
+    recipe.stages["compensate"] = [Entry(name="tune-tables")]
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
+    out = quantize_tiny("llama", tmp_path, str(tmp_path / "published.yaml"))
     rows = json.loads((out / "ledger.json").read_text())["tensors"]
     tuned = [row for row in rows if "layers" in row["name"]]
     assert len(tuned) == 14

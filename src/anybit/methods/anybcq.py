@@ -4,17 +4,24 @@ Per row and group. The base precision starts greedily (offset = mean, then again
 its mean size) and alternates `iterations` times between least squares for its scales and the nearest level for every
 weight. Each further bit keeps all planes, adds B_p = sign(W - What) and alternates between least squares for *all* scales
 of the new precision and B_p = sign of what the other planes leave. So planes are shared and every precision has scales of
-its own. The paper then trains the scales on the block's output: the recipe's stage `compensate` (`tune_tables.py`).
+its own. The paper then trains the scales on the block's output (stage `compensate`, `tune_tables.py`).
+
+That looks at weights, not at what the layer gives. With `weights` (ours) it is but the start, and `binary_solver.py` goes on:
+planes by a column walk with error feedback for all precisions at once, scales by least squares through the whole Hessian, a
+sweep of new planes, scales again. Precisions are solved for in two steps, up to 4 bits, then the rest.
 
 weighting   "none": plain squared error, the paper's; "hessian": column k counts H_kk times (ours), and the base starts from
             the plain greedy planes as well as from the weighted ones; each group keeps the better.
+weights     how much each precision counts, relative to 4^-bits as for `nested`; one for each of the precisions, or none: the
+            paper's method. `refit` rounds of scales and planes; `damping`, `first_token_weight`, `stream` as for `nested`.
 group_size  128 in the paper. Each precision stores p + 1 float16 numbers a group: for 2, 3, 4, 6 and 8 bits together 3.5
-            bits a weight in groups of 128, 14 in groups of 32.
+            bits a weight in groups of 128, 7 in groups of 64.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -22,9 +29,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from anybit.formats.binary_coded import BinaryCoded
-from anybit.formats.decoder import Form, by_group, groups
+from anybit.formats.decoder import Form, by_group
 from anybit.formats.terms import CodeTerm, Term
 from anybit.methods.base import InputStats, Method
+from anybit.methods.binary_solver import Aim, solve_planes, stages
 
 BLOCK_WEIGHTS = 1 << 16  # weights fitted at a time, so that their planes stay in the cache
 RIDGE = 1e-7  # of the group's total weight: makes equal planes (a constant group) solvable, moves nothing else
@@ -32,10 +40,11 @@ RIDGE = 1e-7  # of the group's total weight: makes equal planes (a constant grou
 
 class AnyBCQ(Method):
     """Options: `bits` stored, `base_bits`, `precisions` that get scales (None: all from base to stored), `group_size`
-    (-1 = whole row), `offset` off for planes alone, `iterations`, `weighting`."""
+    (-1 = whole row), `offset` off for planes alone, `iterations` of the fit above, and those explained there."""
 
     name: ClassVar[str] = "anybcq"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    rows_at_once: ClassVar[int | None] = 768
     bits: int = Field(default=4, ge=1, le=8)
     base_bits: int = Field(default=2, ge=1, le=8)
     precisions: tuple[int, ...] | None = None
@@ -43,6 +52,11 @@ class AnyBCQ(Method):
     offset: bool = True
     iterations: int = Field(default=20, ge=0)
     weighting: Literal["none", "hessian"] = "none"
+    weights: dict[int, float] = Field(default_factory=dict)
+    refit: int = Field(default=1, ge=0)
+    damping: float = Field(default=0.05, gt=0, lt=1)
+    stream: int | None = None
+    first_token_weight: float = Field(default=1.0, ge=1)
 
     @model_validator(mode="after")
     def _base_to_stored(self) -> Self:
@@ -53,6 +67,12 @@ class AnyBCQ(Method):
             raise ValueError(
                 f"precisions must ascend from base_bits ({self.base_bits}) or more to bits ({self.bits}), got {list(scales)}"
             )
+        if self.weights and (set(self.weights) != set(scales) or min(self.weights.values()) <= 0):
+            raise ValueError(
+                f"weights must be positive and one for each of the precisions {list(scales)}, or none at all"
+            )
+        if self.stream not in (None, *scales):
+            raise ValueError(f"stream must be one of the precisions {list(scales)}")
         return self
 
     def scales(self) -> tuple[int, ...]:
@@ -67,23 +87,37 @@ class AnyBCQ(Method):
 
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """One binary-coded code term."""
-        (rows, columns), size = weight.shape, self._columns_per_group(weight.shape[1])
-        count = groups(columns, size)
+        columns, size = weight.shape[1], self._columns_per_group(weight.shape[1])
         importance = torch.ones(columns)
         if self.weighting == "hessian" and stats.hessian is not None:
             importance = stats.hessian.diagonal()
         each = normalised(by_group(importance[None], size), by_group(torch.ones(1, columns), size))
-        targets = by_group(weight, size)
-        step = max(1, BLOCK_WEIGHTS // columns)
-        parts = [self._fit(part, each.expand(len(part), -1, -1)) for part in targets.split(step)]
-        codes = torch.cat([codes for codes, _ in parts]).view(rows, -1)[:, :columns].contiguous()
+        if not self.weights:
+            return [CodeTerm.from_codes(*self._published(weight, each))]
+        seen = stats.hessian if stats.hessian is not None and stats.tokens else torch.eye(columns)
+        aims = [Aim(self.emphasis(widths), self.damping, self.refit) for widths in stages(self.scales())]
+        first = [p for p in self.scales() if p in aims[0].emphasis]
+        _, start = self.model_copy(update={"bits": first[-1], "precisions": tuple(first)})._published(weight, each)
+        return [CodeTerm.from_codes(*solve_planes(weight, seen, start, aims))]
+
+    def emphasis(self, widths: Sequence[int]) -> dict[int, float]:
+        """lambda_p 4^p of `widths`, the largest 1."""
+        scaled = {width: self.weights[width] * 4.0**width for width in widths}
+        return {width: value / max(scaled.values()) for width, value in scaled.items()}
+
+    def _published(self, weight: Tensor, each: Tensor) -> tuple[Tensor, BinaryCoded]:
+        """Codes uint8 [N, K] and scales, each group for itself, with weights `each` [1, G, g]."""
+        size = self._columns_per_group(weight.shape[1])
+        step = max(1, BLOCK_WEIGHTS // weight.shape[1])
+        parts = [self._fit(part, each.expand(len(part), -1, -1)) for part in by_group(weight, size).split(step)]
+        codes = torch.cat([codes for codes, _ in parts]).view(len(weight), -1)[:, : weight.shape[1]].contiguous()
         tables = {
-            p: torch.cat([scales[p] for _, scales in parts]).view(rows, count, -1).to(torch.float16)
+            p: torch.cat([scales[p] for _, scales in parts]).view(len(weight), each.shape[1], -1).to(torch.float16)
             for p in self.scales()
         }
         offsets = {p: table[..., 0].contiguous() for p, table in tables.items()} if self.offset else None
         alphas = {p: table[..., -p:].contiguous() for p, table in tables.items()}
-        return [CodeTerm.from_codes(codes, BinaryCoded(self.bits, size, alphas, offsets))]
+        return codes, BinaryCoded(self.bits, size, alphas, offsets)
 
     def _columns_per_group(self, columns: int) -> int:
         return columns if self.group_size == -1 else min(self.group_size, columns)

@@ -106,7 +106,8 @@ class Nested(AffineGrid):
         hessian.diagonal().add_(damping * hessian.diagonal().mean())
         for _ in range(self.refit):
             grid = refit(weight, hessian, codes, grid, self.emphasis())
-            codes = descend(weight, hessian, codes, grid, self.emphasis(), order, self.block)
+            levels = Levels(grid, self.emphasis(), order // grid.group_size)
+            codes = descend(weight, hessian, codes, grid, levels, order, self.block)
         if self.refit:
             grid = refit(weight, hessian, codes, grid, self.emphasis())
         return codes, grid, dict(zip(levels.widths, loss, strict=True))

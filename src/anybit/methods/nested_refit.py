@@ -10,15 +10,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from anybit.formats.binary_coded import BinaryCoded
 from anybit.formats.decoder import by_group
 from anybit.formats.form import RATIO_ONE
 from anybit.formats.nested_affine import NestedAffine, middle
 from anybit.methods.gptq import block_stops
 from anybit.methods.nested_choice import Levels
+
+if TYPE_CHECKING:
+    from anybit.methods.binary_solver import BinaryLevels
 
 ROWS = 256  # rows refitted at a time: their normal equations take 4 G^2 floats each
 RIDGE = 1e-3  # of the unit diagonal of the normal equations: a group whose codes are all equal has no unique solution
@@ -47,16 +52,16 @@ def descend(
     weight: Tensor,
     hessian: Tensor,
     codes: Tensor,
-    grid: NestedAffine,
-    emphasis: Mapping[int, float],
+    grid: NestedAffine | BinaryCoded,
+    levels: Levels | BinaryLevels,
     order: Tensor,
     block: int,
 ) -> Tensor:
     """Codes uint8 [N, K] after one sweep, in `order`, of the best code for each column with all others as they are.
 
-    Never raises the error. With G = E H, the best real value of column k is its value + G_k / H_kk.
+    `levels` are those of `grid`, columns in `order`. Never raises the error. With G = E H, the best real value of column k
+    is its value + G_k / H_kk.
     """
-    levels = Levels(grid, emphasis, order // grid.group_size)
     hessian = hessian[order][:, order].contiguous()
     diagonal = hessian.diagonal()
     error = torch.cat([weight - grid.decode(codes, width) for width in levels.widths])[:, order]
@@ -108,14 +113,14 @@ class _Normal:
         top = torch.cat([self.mm, self.m1], 2)
         matrix = torch.cat([top, torch.cat([self.m1.transpose(1, 2), self.one.expand_as(self.mm)], 2)], 1)
         start = torch.cat([scale, -scale * zero], 1)
-        found = _solve_near(matrix, torch.cat([self.mw, self.w1], 1), start)
+        found = solve_near(matrix, torch.cat([self.mw, self.w1], 1), start)
         new_scale, offset = found.chunk(2, 1)
         usable = new_scale > LEAST_SCALE * scale
         zero = torch.where(usable, (-offset / new_scale).round_().clamp_(0, 255), zero)
         near = torch.where(usable, new_scale, scale)
         across, down = zero[:, None, :], zero[:, :, None]
         matrix = self.mm - self.m1 * across - self.m1.transpose(1, 2) * down + self.one * across * down
-        found = _solve_near(matrix, self.mw - zero * self.w1, near)
+        found = solve_near(matrix, self.mw - zero * self.w1, near)
         return torch.where(found > LEAST_SCALE * scale, found, near), zero
 
 
@@ -129,7 +134,7 @@ def _normal(weight: Tensor, hessian: Tensor, middles: Tensor, size: int) -> _Nor
     return _Normal(mm, m1, one, by_group(towards * middles, size).sum(-1), by_group(towards, size).sum(-1))
 
 
-def _solve_near(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
+def solve_near(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
     """x [R, n] with matrix x = right, by row, pulled towards `start` by `RIDGE` where the matrix does not say."""
     norm = matrix.diagonal(dim1=1, dim2=2).clamp_min(1e-20).rsqrt()
     scaled = matrix * norm[:, :, None] * norm[:, None, :]
