@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -156,12 +155,11 @@ def test_a_linear_is_the_torch_layer_bit_for_bit(case: str) -> None:
     layers = [LAYERS[case](), LAYERS["w4a8-groups"](), LAYERS[case]()]
     one = OneLinear(layers)
     products = [IntegerProduct(*layer) for layer in layers]
-    for (_, threads), tokens in itertools.product(every_machine(), (1, 5, 70)):
-        if tokens == 5 and threads == 2:
-            continue
-        x, y = one(tokens)
-        assert torch.equal(y, torch.cat([product(x) for product in products], 1))
-        assert torch.equal(one(1)[1], y[:1])
+    for _ in every_machine():  # the generator itself sets them: nothing may run it ahead
+        for tokens in (1, 5, 70):
+            x, y = one(tokens)
+            assert torch.equal(y, torch.cat([product(x) for product in products], 1))
+            assert torch.equal(one(1)[1], y[:1])
 
 
 def test_joined_layers_share_scheme_and_side() -> None:
