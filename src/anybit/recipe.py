@@ -5,9 +5,10 @@
       weights:    [{name: gptq, targets: [linears], options: {bits: 4, group_size: 32}}]
       embeddings: [{name: rtn, targets: [embedding, head], options: {bits: 8}}]
 
-`targets` are words (`linears`, `down` = the last of every MLP, `embedding`, `head`) or patterns on module names (`model.layers.0.*`, `*.down_proj`);
-the first entry that matches a tensor has it, and a target that matches nothing is an error. The method `float` keeps a
-tensor as it is. Transforms go over whole blocks, in order; which linears, where they choose, is an option of theirs.
+`targets` are words (`linears`, `down` = the last of every MLP, `embedding`, `head`) or patterns on module names
+(`model.layers.0.*`, `*.down_proj`); the first entry that matches a tensor has it, and a target that matches nothing is an
+error. The method `float` keeps a tensor as it is. Transforms go over whole blocks, in order; which linears, where they
+choose, is an option of theirs.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 LEARNERS: dict[str, type[ABQ]] = {"abq": ABQ}
 ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
 KEEP = "float"
-DOWN = ("*.down_proj", "*.fc2", "*.dense_4h_to_h", "*.mlp.c_proj", "*.w2")
+DOWN = ("*.down_proj", "*.experts.*.down", "*.fc2", "*.dense_4h_to_h", "*.mlp.c_proj", "*.w2")
 """What families call the projection that ends an MLP; its input, an activation function's output, is the hardest to round."""
 WORDS = ("linears", "down", "embedding", "head")
 StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings"]

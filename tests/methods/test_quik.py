@@ -220,9 +220,7 @@ def test_scales_do_not_see_outlier_columns(clip):
 @pytest.mark.parametrize("sparsity", ["none", "2:4"])
 def test_block_size_does_not_matter(sparsity):
     weight, x = layer(planted=(3, 40))
-    found = [
-        dense(QUIK(outliers=6, sparsity=sparsity, block=b).quantize(weight, stats_of(x))) for b in (1, 30, 128)
-    ]
+    found = [dense(QUIK(outliers=6, sparsity=sparsity, block=b).quantize(weight, stats_of(x))) for b in (1, 30, 128)]
     # Blocks change the order of float additions, so a rare near-tie may flip.
     assert all(float(((other - found[0]).abs() > 0.01).float().mean()) < 0.02 for other in found)
 
@@ -258,7 +256,10 @@ def test_the_integer_path_is_float64_on_decoded_numbers(bits, columns):
     exact = seen.double() @ dense(terms).double().t() + bias.double()
     assert float((module(x).double() - exact).abs().max()) < 1e-5 * float(exact.abs().max())
     assert four_bit_error(x[:40], weight, terms, spec) == pytest.approx(
-        float((exact[:40] - bias - x[:40].double() @ weight.double().t()).norm() / (x[:40].double() @ weight.double().t()).norm()),
+        float(
+            (exact[:40] - bias - x[:40].double() @ weight.double().t()).norm()
+            / (x[:40].double() @ weight.double().t()).norm()
+        ),
         rel=1e-3,
     )
 

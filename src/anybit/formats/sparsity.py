@@ -35,7 +35,9 @@ def check_sparsity(planes: Tensor, part: Mapping[str, Any]) -> None:
     if width := (part["columns"][1] - part["columns"][0]) % 8:  # unused bits of the last byte are 0, that is: filled
         filled[:, -1] &= (1 << width) - 1
     if bool(used[filled.long()].any()):
-        raise FormatError("a weight that says 2:4 has more than two values in four columns; restore it or quantize again")
+        raise FormatError(
+            "a weight that says 2:4 has more than two values in four columns; restore it or quantize again"
+        )
 
 
 def nonzero(planes: Tensor) -> Tensor:

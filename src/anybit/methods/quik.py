@@ -1,19 +1,19 @@
 """QUIK (Ashkboos et al., arXiv 2310.09259): 4- or 8-bit weights for quantized activations, a few input columns in float16.
 
-weight [N, K], H = 2/T X^T X [K, K], a_k = max |x_k| over calibration. The `count` columns with the largest a_k are outliers: they
-bypass the quantizer of activations (`formats/activation.py`) and keep float16 weights. Steps: fit one symmetric grid a row to the
-other columns; order them, outliers last; walk as GPTQ does (`column_solver.py`). Outlier columns are never rounded to the grid but
-receive the error of all the others, so what is stored is *updated*: they absorb what rounding does to the rest. Codes cover all K
-columns, those of outliers decode to exactly 0: nothing is permuted or gathered at run time.
+weight [N, K], H = 2/T X^T X [K, K], a_k = max |x_k| over calibration. The `count` columns with the largest a_k are outliers:
+they bypass the quantizer of activations (`formats/activation.py`) and keep float16 weights. Steps: fit one symmetric grid a
+row to the other columns; order them, outliers last; walk as GPTQ does (`column_solver.py`). Outlier columns are never rounded
+to the grid but receive the error of all the others, so what is stored is *updated*: they absorb what rounding does to the
+rest. Codes cover all K columns, those of outliers decode to exactly 0: nothing is permuted or gathered at run time.
 
 outliers, fraction   count = min(K, max(outliers, int(K * fraction))); the paper has 256 of 4096, and in proportion for the down
                      projection.
 threshold            a layer where no a_k is above it keeps no outliers (the paper's T; 2 T is its choice for 8-bit layers).
 order                of the columns that are rounded: "reach" = ascending a_k (the paper), "activation" = descending diag H,
                      "natural".
-sparsity "2:4"       SparseGPT's joint loop: at least two of four aligned columns are 0, chosen row by row by w^2 / U_kk^2 when the
-                     walk reaches them (so the order is natural). Outlier columns stay dense and count as zeros of their four,
-                     for that is what their codes are: the mask is of the codes as stored, no permutation to undo.
+sparsity "2:4"       SparseGPT's joint loop: at least two of four aligned columns are 0, chosen row by row by w^2 / U_kk^2 when
+                     the walk reaches them (so the order is natural). Outlier columns stay dense and count as zeros of their
+                     four, for that is what their codes are: the mask is of the codes as stored, no permutation to undo.
 
 The grid is `Affine`'s symmetric one, scale 2 max|w| / (2^b - 1) before the `clip` search; the paper's is max|w| / (2^(b-1) - 1).
 Damping, block and `first_token_weight` as in `methods/gptq.py`.
@@ -91,7 +91,7 @@ class QUIK(AffineGrid):
             CalibrationError: the statistics cannot be factored.
         """
         if stats.hessian is None or stats.max_abs is None:
-            raise CalibrationError(f"{stats.name}: QUIK reads the Hessian and the reach of the inputs; both are missing")
+            raise CalibrationError(f"{stats.name}: QUIK needs the Hessian and the reach of the inputs; calibrate it")
         weight, hessian = prepare(weight, stats.hessian)
         order, count = self.columns(stats.max_abs, hessian.diagonal()), self.count(weight.shape[1])
         index = order[len(order) - count :].sort().values
@@ -101,7 +101,8 @@ class QUIK(AffineGrid):
         codes, losses = solve(weight[:, order], upper, walk.quantize, block_stops(walk.fours, self.block, True))
         natural = torch.empty_like(codes)
         natural[:, order] = codes
-        return Solved(natural, grid, index, torch.stack(walk.kept, 1) if count else weight[:, :0].half(), float(losses.sum()), damping)
+        kept = torch.stack(walk.kept, 1) if count else weight[:, :0].half()
+        return Solved(natural, grid, index, kept, float(losses.sum()), damping)
 
     def columns(self, reach: Tensor, energy: Tensor) -> Tensor:
         """int64 [K]: columns in the order of the walk, the outliers last, ascending; `reach` is a_k and `energy` diag H, [K]."""
