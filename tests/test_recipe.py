@@ -35,8 +35,13 @@ NESTED = {  # several widths in one checkpoint, and what else has to change for 
     "pmpd": ["weights.precisions=[2, 3]", "weights.tables=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
 }
 
+<<<<<<< HEAD
 WEIGHT_ONLY = ("awq-w4", "gptq-w4", "rtn-w4")
 OTHER_BITS = {"fp8-w8a8": ["weights.type=e1m1"], "abq-w2a8": ["weights.bits=3", "weights.balanced=false"]}
+=======
+BOTH_SIDES = ["quik-w4a4", "quik-w4a4-24", "quik-w8a8", "smoothquant-w8a8"]
+WEIGHT_ONLY = [name for name in NAMES if "activations" not in load_recipe(name).stages]
+>>>>>>> quik
 
 
 def assigned(recipe: Recipe, tied: bool = False):
@@ -54,11 +59,15 @@ def entry(name, *targets, **options):
 
 def test_names_are_sorted_and_complete():
     assert sorted(NAMES) == NAMES
+<<<<<<< HEAD
     assert len(NAMES) == len(set(NAMES))
     assert set(WEIGHT_ONLY) < set(NAMES)
+=======
+    assert {"any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4", *BOTH_SIDES} <= set(NAMES)
+>>>>>>> quik
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
 def test_builtin_recipes_describe_themselves(name):
     shown = show_recipe(name)
     listed = next(recipe for recipe in list_recipes() if recipe["name"] == name)
@@ -81,7 +90,7 @@ def test_builtin_recipes_describe_themselves(name):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
 def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
     other = OTHER_BITS.get(name, ["weights.bits=3", *NESTED.get(name, [])])
     found = assigned(load_recipe(name, other), tied)
@@ -93,6 +102,29 @@ def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
         assert found.methods[table].bits == 8
         assert not found.methods[table].needs
     assert load_recipe(name).stages["weights"][0].options.get("bits") != 3  # an override is for one call
+
+
+@pytest.mark.parametrize("name", BOTH_SIDES)
+def test_recipes_for_both_sides_quantize_every_input_by_what_its_weight_has(name):
+    recipe = load_recipe(name)
+    found = assigned(recipe)
+    assert recipe.needs == ["calibration"]
+    assert recipe.weights.startswith(f"{name.split('-w')[1][0]}-bit affine")
+    assert recipe.activations == f"{name.split('-w')[1][2]}-bit per token"
+    for linear in LINEARS:
+        bits = 8 if "w8a8" in name or "down" in linear else 4
+        assert found.methods[linear].bits == found.activations[linear].bits == bits
+        assert found.methods[linear].group_size == -1
+
+
+@pytest.mark.parametrize(
+    "last", ["mlp.down_proj", "fc2", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.experts.3.down", "w2"]
+)
+def test_the_end_of_an_mlp_has_a_word(last):
+    linears = ["h.0.attn.c_proj", f"h.0.{last}", "h.0.up"]
+    recipe = recipe_of([entry("rtn", "down", bits=8), entry("rtn", "linears", bits=4)])
+    found = assign(recipe, linears, "embed", "head", False).methods
+    assert [found[name].bits for name in linears] == [4, 8, 4]
 
 
 def test_the_published_gptq_is_one_line_of_overrides():
@@ -269,4 +301,8 @@ def test_methods_go_by_their_own_name(name):
     method = (METHODS | TRANSFORMS | COMPENSATIONS)[name]
     assert issubclass(method, Method | Transform)
     assert method.name == name
+<<<<<<< HEAD
     assert issubclass(method, Transform) or method.needs <= {"hessian", "inputs", "mean_abs", "max_abs", "range"}
+=======
+    assert issubclass(method, Transform) or method.needs <= {"hessian", "inputs", "mean_abs", "max_abs"}
+>>>>>>> quik

@@ -90,7 +90,7 @@ ACTIVATIONS: dict[str, type[ActivationMethod]] = {
     "tender": TenderInputs,
 }
 KEEP = "float"
-DOWN = ("*.down_proj", "*.fc2", "*.dense_4h_to_h", "*.mlp.c_proj", "*.w2")
+DOWN = ("*.down_proj", "*.experts.*.down", "*.fc2", "*.dense_4h_to_h", "*.mlp.c_proj", "*.w2")
 """What families call the projection that ends an MLP; its input, an activation function's output, is the hardest to round."""
 WORDS = ("linears", "down", "embedding", "head")
 StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings", "kv"]

@@ -91,9 +91,7 @@ class QUIK(AffineGrid):
             CalibrationError: the statistics cannot be factored.
         """
         if stats.hessian is None or stats.max_abs is None:
-            raise CalibrationError(
-                f"{stats.name}: QUIK reads the Hessian and the reach of the inputs; both are missing"
-            )
+            raise CalibrationError(f"{stats.name}: QUIK needs the Hessian and the reach of the inputs; calibrate it")
         weight, hessian = prepare(weight, stats.hessian)
         order, count = self.columns(stats.max_abs, hessian.diagonal()), self.count(weight.shape[1])
         index = order[len(order) - count :].sort().values
@@ -103,14 +101,8 @@ class QUIK(AffineGrid):
         codes, losses = solve(weight[:, order], upper, walk.quantize, block_stops(walk.fours, self.block, True))
         natural = torch.empty_like(codes)
         natural[:, order] = codes
-        return Solved(
-            natural,
-            grid,
-            index,
-            torch.stack(walk.kept, 1) if count else weight[:, :0].half(),
-            float(losses.sum()),
-            damping,
-        )
+        kept = torch.stack(walk.kept, 1) if count else weight[:, :0].half()
+        return Solved(natural, grid, index, kept, float(losses.sum()), damping)
 
     def columns(self, reach: Tensor, energy: Tensor) -> Tensor:
         """int64 [K]: columns in the order of the walk, the outliers last, ascending; `reach` is a_k and `energy` diag H, [K]."""
