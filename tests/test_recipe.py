@@ -35,13 +35,9 @@ NESTED = {  # several widths in one checkpoint, and what else has to change for 
     "pmpd": ["weights.precisions=[2, 3]", "weights.tables=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
 }
 
-<<<<<<< HEAD
 WEIGHT_ONLY = ("awq-w4", "gptq-w4", "rtn-w4")
 OTHER_BITS = {"fp8-w8a8": ["weights.type=e1m1"], "abq-w2a8": ["weights.bits=3", "weights.balanced=false"]}
-=======
 BOTH_SIDES = ["quik-w4a4", "quik-w4a4-24", "quik-w8a8", "smoothquant-w8a8"]
-WEIGHT_ONLY = [name for name in NAMES if "activations" not in load_recipe(name).stages]
->>>>>>> quik
 
 
 def assigned(recipe: Recipe, tied: bool = False):
@@ -59,15 +55,11 @@ def entry(name, *targets, **options):
 
 def test_names_are_sorted_and_complete():
     assert sorted(NAMES) == NAMES
-<<<<<<< HEAD
     assert len(NAMES) == len(set(NAMES))
     assert set(WEIGHT_ONLY) < set(NAMES)
-=======
-    assert {"any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4", *BOTH_SIDES} <= set(NAMES)
->>>>>>> quik
 
 
-@pytest.mark.parametrize("name", WEIGHT_ONLY)
+@pytest.mark.parametrize("name", NAMES)
 def test_builtin_recipes_describe_themselves(name):
     shown = show_recipe(name)
     listed = next(recipe for recipe in list_recipes() if recipe["name"] == name)
@@ -90,7 +82,7 @@ def test_builtin_recipes_describe_themselves(name):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", WEIGHT_ONLY)
+@pytest.mark.parametrize("name", NAMES)
 def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
     other = OTHER_BITS.get(name, ["weights.bits=3", *NESTED.get(name, [])])
     found = assigned(load_recipe(name, other), tied)
@@ -301,8 +293,4 @@ def test_methods_go_by_their_own_name(name):
     method = (METHODS | TRANSFORMS | COMPENSATIONS)[name]
     assert issubclass(method, Method | Transform)
     assert method.name == name
-<<<<<<< HEAD
     assert issubclass(method, Transform) or method.needs <= {"hessian", "inputs", "mean_abs", "max_abs", "range"}
-=======
-    assert issubclass(method, Transform) or method.needs <= {"hessian", "inputs", "mean_abs", "max_abs"}
->>>>>>> quik
