@@ -13,7 +13,7 @@ from anybit.checkpoint.ledger import Ledger
 from anybit.engine.native import NativeModel
 from anybit.errors import InputError
 from anybit.formats.kv import KVSpec
-from anybit.integrations.kv_cache import KVCache, KVLayer, cache_as
+from anybit.layers.kv_cache import KVCache, KVLayer, cache_as
 from tiny_checkpoints import quantize_tiny
 
 SPECS = ["8", "k4v8", "4-rotated", "4-channel", "k2v4-channel-sink64-window64-rotated", "4-sink64", "k16v4-window64"]

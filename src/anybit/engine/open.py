@@ -43,7 +43,7 @@ def open_engine(
 
         model, tokenizer = load_any(directory)
         if kv is not None:
-            from anybit.integrations.kv_cache import cache_as
+            from anybit.layers.kv_cache import cache_as
 
             cache_as(model, kv)
         return model, tokenizer

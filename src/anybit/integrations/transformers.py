@@ -80,7 +80,7 @@ class AnybitQuantizer(HfQuantizer):
             elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
                 raise FormatError(f"config.json says nothing of '{name}', whose weight is planes; restore its files")
         if saved := getattr(self.quantization_config, "kv", None):
-            from anybit.integrations.kv_cache import cache_as
+            from anybit.layers.kv_cache import cache_as
 
             cache_as(model, KVSpec.read(saved))
         return model

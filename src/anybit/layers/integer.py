@@ -55,6 +55,9 @@ class IntegerProduct:
         y = linear_w_a8.linear_quantized(linear_w_a8.Quantized(codes.codes, codes.scale, codes.sums), self._weight)
         if self._side is not None:
             linear_side.add_(y, codes.side, self._side)
+        return self._with_low_rank(y, x)
+
+    def _with_low_rank(self, y: Tensor, x: Tensor) -> Tensor:
         for u, v in self._low_rank:
             y = y + x @ v.t() @ u.t()
         return y

@@ -57,6 +57,7 @@ class TenderProduct(IntegerProduct):
             y = ((self._integers(parts).double() * self._scale).sum(1) * codes.scale).float()
         if self._side is not None and self._bypass is not None:
             linear_side.add_(y, x[:, self._bypass.long()].contiguous(), self._side)
+        y = self._with_low_rank(y, x)
         return y if self._constant is None else y + self._constant
 
     def _part(self, codes: Tensor, scale: Tensor) -> linear_w_a8.Quantized:
