@@ -219,10 +219,14 @@ def test_scales_do_not_see_outlier_columns(clip):
 
 @pytest.mark.parametrize("sparsity", ["none", "2:4"])
 def test_block_size_does_not_matter(sparsity):
-    weight, x = layer(planted=(3, 40))
-    found = [dense(QUIK(outliers=6, sparsity=sparsity, block=b).quantize(weight, stats_of(x))) for b in (1, 30, 128)]
+    weight, _ = layer(rows=64)
+    draw = torch.Generator().manual_seed(1)
+    # Strongly correlated columns: fours that a block would cut see other weights before and after its delayed update.
+    x = torch.randn(400, 12, generator=draw) @ torch.randn(12, 96, generator=draw)
+    stats = stats_of(x + 0.3 * torch.randn(400, 96, generator=draw))
+    found = [dense(QUIK(outliers=6, sparsity=sparsity, block=b).quantize(weight, stats)) for b in (1, 10, 30, 128)]
     # Blocks change the order of float additions, so a rare near-tie may flip.
-    assert all(float(((other - found[0]).abs() > 0.01).float().mean()) < 0.02 for other in found)
+    assert all(float(((other - found[0]).abs() > 0.01).float().mean()) < 0.005 for other in found)
 
 
 def test_stacked_layers_are_what_each_is_alone():
