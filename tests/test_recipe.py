@@ -49,7 +49,16 @@ def entry(name, *targets, **options):
 
 
 def test_names_are_sorted_and_complete():
-    assert sorted(NAMES) == NAMES == ["any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4"]
+    assert sorted(NAMES) == NAMES == [
+        "any-precision",
+        "anybcq",
+        "awq-w4",
+        "dgq-w4a8",
+        "gptq-w4",
+        "pmpd",
+        "qoq-w4a8kv4",
+        "rtn-w4",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +74,8 @@ def test_builtin_recipes_describe_themselves(name):
     if name in NESTED:
         assert listed["weights"].startswith(f"{weights['precisions'][0]}- to {weights['bits']}-bit nested ")
     else:
-        assert listed["weights"] == f"{weights['bits']}-bit affine, group {weights['group_size']}"
+        kind = assigned(recipe).methods["layers.0.q_proj"].plan((8, 640))["terms"][0]["kind"].replace("_", "-")
+        assert listed["weights"] == f"{weights['bits']}-bit {kind}, group {weights['group_size']}"
     found = assigned(recipe)
     needs = set().union(*(m.needs for m in found.methods.values() if m)) or bool(found.transforms)
     assert listed["needs"] == (["calibration"] if needs else [])
