@@ -49,16 +49,20 @@ def entry(name, *targets, **options):
 
 
 def test_names_are_sorted_and_complete():
-    assert sorted(NAMES) == NAMES == [
-        "any-precision",
-        "anybcq",
-        "awq-w4",
-        "dgq-w4a8",
-        "gptq-w4",
-        "pmpd",
-        "qoq-w4a8kv4",
-        "rtn-w4",
-    ]
+    assert (
+        sorted(NAMES)
+        == NAMES
+        == [
+            "any-precision",
+            "anybcq",
+            "awq-w4",
+            "dgq-w4a8",
+            "gptq-w4",
+            "pmpd",
+            "qoq-w4a8kv4",
+            "rtn-w4",
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
