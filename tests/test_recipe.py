@@ -9,6 +9,7 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
+from anybit.methods.flexq import FlexQInputs
 from anybit.methods.gptq import GPTQ
 from anybit.methods.rtn import RTN
 from anybit.methods.tune_tables import TuneTables
@@ -34,6 +35,15 @@ NESTED = {  # several widths in one checkpoint, and what else has to change for 
     "pmpd": ["weights.precisions=[2, 3]", "weights.tables=[2, 3]", "weights.weights={2: 1, 3: 1}", "weights.stream=3"],
 }
 
+WEIGHTS = {  # forms of weights other than grouped affine: what `recipes` says, and bits
+    "bipolar-w4a4": ("4-bit bipolar, group 128", 4),
+    "flexq-w6a6": ("6-bit affine, group 128, symmetric", 6),
+    "flexq-w6a8": ("6-bit affine, group 128, symmetric", 6),
+    "fp8-w8a8": ("E4M3, one scale a row", 8),
+    "tender-w4a4": ("4-bit affine, one scale a row, symmetric", 4),
+    "tender-w8a8": ("8-bit affine, one scale a row, symmetric", 8),
+}
+
 
 def assigned(recipe: Recipe, tied: bool = False):
     return assign(recipe, LINEARS, "embed", "head", tied)
@@ -49,7 +59,9 @@ def entry(name, *targets, **options):
 
 
 def test_names_are_sorted_and_complete():
-    assert sorted(NAMES) == NAMES == ["any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4"]
+    assert (
+        sorted(NAMES) == NAMES == sorted(["any-precision", "anybcq", "awq-w4", "gptq-w4", "pmpd", "rtn-w4", *WEIGHTS])
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,18 +76,23 @@ def test_builtin_recipes_describe_themselves(name):
     weights = recipe.stages["weights"][0].options
     if name in NESTED:
         assert listed["weights"].startswith(f"{weights['precisions'][0]}- to {weights['bits']}-bit nested ")
+    elif name in WEIGHTS:
+        assert listed["weights"] == WEIGHTS[name][0]
     else:
         assert listed["weights"] == f"{weights['bits']}-bit affine, group {weights['group_size']}"
     found = assigned(recipe)
-    needs = set().union(*(m.needs for m in found.methods.values() if m)) or bool(found.transforms)
+    readers = [*(m for m in found.methods.values() if m), *found.activations.values()]
+    needs = set().union(*(m.needs for m in readers)) or bool(found.transforms)
+    needs = needs or any(isinstance(m, FlexQInputs) for m in readers)
     assert listed["needs"] == (["calibration"] if needs else [])
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
-    assert assigned(load_recipe(name)).methods["layers.0.q_proj"].bits == (8 if name in NESTED else 4)
-    other = ["weights.bits=3", *NESTED.get(name, [])]
+    bits = 8 if name in NESTED else WEIGHTS.get(name, ("", 4))[1]
+    assert assigned(load_recipe(name)).methods["layers.0.q_proj"].plan((8, 64))["terms"][0]["bits"] == bits
+    other = ["weights.type=e1m1"] if name == "fp8-w8a8" else ["weights.bits=3", *NESTED.get(name, [])]
     found = assigned(load_recipe(name, other), tied)
     assert list(found.methods) == [*LINEARS, "embed"] + ([] if tied else ["head"])
     for linear in LINEARS:
@@ -83,7 +100,7 @@ def test_builtin_recipes_cover_a_model_and_take_other_bits(name, tied):
     for table in ("embed",) if tied else ("embed", "head"):
         assert found.methods[table].bits == 8
         assert not found.methods[table].needs
-    assert load_recipe(name).stages["weights"][0].options["bits"] != 3  # an override is for one call
+    assert load_recipe(name).stages["weights"][0].options.get("bits") != 3  # an override is for one call
 
 
 def test_the_published_gptq_is_one_line_of_overrides():

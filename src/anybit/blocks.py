@@ -75,7 +75,7 @@ def quantize_block(
         def quantize_group(
             group: InputGroup, statistics: Mapping[str, InputStats] = statistics, rows_pool: Workers | None = rows_pool
         ) -> list[Quantized]:
-            stats = statistics[group.linears[0]]
+            stats = replace(statistics[group.linears[0]], after_norm=group.norm is not None)
             found = _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool, fisher or {})
             return [_with_inputs(item, assignment, stats) for item in found]
 

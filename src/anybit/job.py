@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ HESSIAN_COPIES = 5  # H, its ordered copy, the flipped and the factored one, U
 class Job:
     """A model opened, understood and matched with a recipe.
 
-    `model` has no weights yet; `forms` holds the planned form of every tensor that will be quantized, by module name.
+    `model` has no weights yet; `forms` holds the planned form of every tensor that will be quantized, by module name;
+    `notes` says what was decided of it before the work (`decide.py`).
     `rotation`: of the residual stream, if the recipe has one; `untied`: head and embedding shared a table in the source.
     """
 
@@ -44,6 +45,7 @@ class Job:
     forms: dict[str, Form]
     rotation: Ends | None = None
     untied: bool = False
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:

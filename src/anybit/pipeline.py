@@ -19,6 +19,7 @@ from anybit.calibration.tokens import data_identity
 from anybit.checkpoint.finish import finish_directory
 from anybit.checkpoint.ledger import LEDGER, Ledger
 from anybit.checkpoint.partial import Partial
+from anybit.decide import decided
 from anybit.errors import InputError
 from anybit.held_out import draw
 from anybit.job import Job, open_job, parse_bytes, samples_in_flight
@@ -68,6 +69,7 @@ def quantize(
         account = {"model": model, "recipe": job.recipe.name, "identity": identity, **job.sizes()}
         done = partial.begin(identity, resume, overwrite)
         with workers(threads) as pool:
+            job = decided(job, tokens, pool)
             run = Run(job, partial, (tokens, held_out), pool, in_flight, allow_unseen_experts)
             enter(run, done)
             run.gradients()

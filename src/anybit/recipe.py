@@ -31,10 +31,14 @@ from anybit.methods.any_precision import AnyPrecision
 from anybit.methods.anybcq import AnyBCQ
 from anybit.methods.awq import AWQ
 from anybit.methods.base import Method
+from anybit.methods.bipolar import BipolarInputs, BipolarRTN
+from anybit.methods.flexq import FlexQInputs
+from anybit.methods.float_rtn import FloatRTN
 from anybit.methods.gptq import GPTQ
 from anybit.methods.grid import AffineGrid
 from anybit.methods.nested import Nested
-from anybit.methods.rtn import RTN
+from anybit.methods.rtn import RTN, SymmetricRTN
+from anybit.methods.tender import TenderInputs
 from anybit.methods.tune_tables import TuneTables
 from anybit.transforms.awq_scale import AWQScale
 from anybit.transforms.base import Transform
@@ -52,6 +56,9 @@ METHODS: dict[str, type[Method]] = {
     "any-precision": AnyPrecision,
     "anybcq": AnyBCQ,
     "nested": Nested,
+    "float-rtn": FloatRTN,
+    "rtn-symmetric": SymmetricRTN,
+    "bipolar": BipolarRTN,
 }
 TRANSFORMS: dict[str, type[Transform]] = {
     "awq-scale": AWQScale,
@@ -64,7 +71,13 @@ TRANSFORMS: dict[str, type[Transform]] = {
 }
 COMPENSATIONS: dict[str, type[TuneTables]] = {"tune-tables": TuneTables}
 LEARNERS: dict[str, type[ABQ]] = {"abq": ABQ}
-ACTIVATIONS: dict[str, type[ActivationMethod]] = {"int": IntInputs, "float": FloatInputs}
+ACTIVATIONS: dict[str, type[ActivationMethod]] = {
+    "int": IntInputs,
+    "fp": FloatInputs,
+    "flexq": FlexQInputs,
+    "bipolar": BipolarInputs,
+    "tender": TenderInputs,
+}
 KEEP = "float"
 WORDS = ("linears", "embedding", "head")
 StageName = Literal["transform", "learn", "weights", "activations", "compensate", "embeddings"]

@@ -200,7 +200,10 @@ class Run:
         for name in modules:
             tensors |= float_tensors(self.job.model.get_submodule(name), name, names, self.job.dtype)
         write_shard(self.partial.root / shard_name(number, self.shards), tensors)
-        self.rows += [found.row for found in done]
+        notes = self.job.notes
+        self.rows += [
+            found.row.model_copy(update={"notes": [*found.row.notes, *notes.get(found.name, [])]}) for found in done
+        ]
 
     def commit(self, index: int, done: list[Quantized], modules: list[str]) -> None:
         """Put everything up to the input of block `index` on disk, in the order that survives a kill at any moment."""

@@ -99,7 +99,7 @@ class _Sum:
         self.hessian = torch.zeros(columns, columns) if "hessian" in needs else None
         self.absolute = torch.zeros(columns) if "mean_abs" in needs else None
         self.largest: list[Tensor] | None = [] if "max_abs" in needs else None
-        self.ranges: list[tuple[Tensor, Tensor]] | None = [] if "range" in needs else None
+        self.ranges: list[Tensor] | None = [] if "range" in needs else None
         self.rows: list[Tensor] = []
         self._keep = -(-SAMPLED_ROWS // samples) if "inputs" in needs else 0
 
@@ -123,7 +123,7 @@ class _Sum:
         if self.largest is not None:
             self.largest += [x.abs().amax(0) for x in inputs if len(x)]
         if self.ranges is not None:
-            self.ranges += [(x.amin(0), x.amax(0)) for x in inputs if len(x)]
+            self.ranges += [torch.stack([x.amin(0), x.amax(0)]) for x in inputs if len(x)]
         if self._keep:
             self.rows += [x[torch.linspace(0, len(x) - 1, min(self._keep, len(x))).long()] for x in inputs if len(x)]
 
@@ -135,12 +135,8 @@ class _Sum:
             (torch.cat(self.rows) if self.rows else None),
             (torch.stack(self.largest) if self.largest else None),
         )
-        low, high = (
-            (torch.stack([r[0] for r in self.ranges]).amin(0), torch.stack([r[1] for r in self.ranges]).amax(0))
-            if self.ranges
-            else (None, None)
-        )
-        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest, low=low, high=high)
+        ranges = torch.stack(self.ranges) if self.ranges else None
+        return InputStats(self.tokens, hessian, rows, absolute, sample_max=largest, sample_range=ranges)
 
 
 @contextmanager

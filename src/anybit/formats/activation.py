@@ -14,34 +14,12 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
+from anybit.formats.bipolar_activations import BipolarActivations
+from anybit.formats.codes import Codes as Codes
+from anybit.formats.codes import steps, without
 from anybit.formats.decoder import Spec, by_group, groups, per_column
 from anybit.formats.floating import FloatType
-
-SMALLEST = 2.0**-100
-"""A group whose range is smaller has scale 0 and codes 0; what is divided by anything larger stays finite."""
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Quantized activations.
-
-    Attributes:
-        codes: int8 [T, K] of an integer scheme, float32 [T, K] (numbers of the small float type) of a float one.
-        scale: float32 [T, G], G = ceil(K / group_size).
-        offset: float32 [T, G], or None where it is 0.
-        group_size: columns per scale; K: one scale a token.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    offset: Tensor | None
-    group_size: int
-
-    def values(self) -> Tensor:
-        """The numbers the codes stand for, float32 [T, K]; 0 (plus offset) in columns that bypass."""
-        columns = self.codes.shape[1]
-        found = self.codes.float() * per_column(self.scale, columns, self.group_size)
-        return found if self.offset is None else found + per_column(self.offset, columns, self.group_size)
+from anybit.formats.tender import TenderActivations
 
 
 class ActivationSpec(Protocol):
@@ -111,11 +89,11 @@ class IntActivations:
             offset = None if self.symmetric else tensors["input_offset"].expand(len(x), -1)
             factor = 1 / scale
         elif self.symmetric:
-            reach = by_group(_without(x, bypass, 0.0), size).abs().amax(-1) * self.clip
-            scale, factor, offset = *_steps(reach, top - 1), None
+            reach = by_group(without(x, bypass, 0.0), size).abs().amax(-1) * self.clip
+            scale, factor, offset = *steps(reach, top - 1), None
         else:
             low, high = self._range(x, bypass, size)
-            scale, factor = _steps(high - low, 2 * top - 1)
+            scale, factor = steps(high - low, 2 * top - 1)
             offset = low + top * scale
             if self.rounded_zero:
                 offset = torch.where(scale > 0, (offset * factor).round() * scale, offset)
@@ -130,7 +108,7 @@ class IntActivations:
         """Lowest and highest value of each group [T, G]; columns beyond K and those that bypass do not count."""
         whole = groups(x.shape[1], size) * size - x.shape[1]
         low, high = (
-            by_group(torch.nn.functional.pad(_without(x, bypass, end), (0, whole), value=end), size)
+            by_group(torch.nn.functional.pad(without(x, bypass, end), (0, whole), value=end), size)
             for end in (torch.inf, -torch.inf)
         )
         low, high = low.amin(-1), high.amax(-1)
@@ -179,12 +157,12 @@ class FloatActivations:
     def encode(self, x: Tensor, tensors: Mapping[str, Tensor], bypass: Tensor | None = None) -> Codes:
         """See `ActivationSpec`; saturates, never NaN from finite input."""
         size, numbers = self.columns_per_group(x.shape[1]), FloatType.parse(self.type)
-        x = _without(x, bypass, 0.0)
+        x = without(x, bypass, 0.0)
         if self.static:
             scale = tensors["input_scale"].expand(len(x), -1)
             factor = 1 / scale
         else:
-            scale, factor = _steps(by_group(x, size).abs().amax(-1), numbers.largest)
+            scale, factor = steps(by_group(x, size).abs().amax(-1), numbers.largest)
         scaled = x * per_column(factor, x.shape[1], size)
         return Codes(numbers.value(numbers.round(scaled)), scale, None, size)
 
@@ -203,7 +181,13 @@ class FloatActivations:
         return cls(**{key: value for key, value in form.items() if key != "kind"})
 
 
-SCHEMES: dict[str, type[IntActivations] | type[FloatActivations]] = {"int": IntActivations, "float": FloatActivations}
+Scheme = IntActivations | FloatActivations | BipolarActivations | TenderActivations
+SCHEMES: dict[str, type[Scheme]] = {
+    "int": IntActivations,
+    "float": FloatActivations,
+    "bipolar": BipolarActivations,
+    "tender": TenderActivations,
+}
 
 
 def restore_activations(form: Mapping[str, Any]) -> ActivationSpec | None:
@@ -230,14 +214,3 @@ def _check_static(granularity: str, static: bool) -> None:
         )
     if not static and granularity == "tensor":
         raise FormatError("one scale for all tokens is static: a token's result may not depend on the others")
-
-
-def _steps(span: Tensor, levels: float) -> tuple[Tensor, Tensor]:
-    """Scale and its inverse for `span` [T, G] in `levels` steps; 0 and 0 below `SMALLEST`, NaN and 0 if not finite."""
-    usable = (span >= SMALLEST) & span.isfinite()
-    factor = torch.where(usable, levels / span, 0.0)
-    return torch.where(usable, span / levels, torch.where(span.isfinite(), 0.0, torch.nan)), factor
-
-
-def _without(x: Tensor, bypass: Tensor | None, value: float) -> Tensor:
-    return x if bypass is None else x.index_fill(1, bypass.long(), value)

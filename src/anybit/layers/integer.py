@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
-from anybit.formats.activation import ActivationSpec, Codes, IntActivations
+from anybit.formats.activation import ActivationSpec, Codes, FloatActivations, IntActivations
 from anybit.formats.affine import Affine
 from anybit.formats.bipolar import Bipolar
 from anybit.formats.decoder import by_group, groups
 from anybit.formats.dual_grained import DualGrained
+from anybit.formats.tender import TenderActivations
 from anybit.formats.terms import CodeTerm, ColumnsTerm, LowRankTerm, Term, dense
 from anybit.kernels import native
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
@@ -48,8 +49,7 @@ class IntegerProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [T, N]; a token's result depends on its row alone up to the float side's rounding."""
         codes = self._encode(x)
-        scale = codes.scale.repeat_interleave(codes.group_size // self._group, 1)[:, : self._groups(x)]
-        y = linear_w_a8.linear_quantized(self._quantized(codes, scale), self._weight)
+        y = self._base(codes, x)
         if self._side is None:
             return y
         parts = [] if codes.offset is None else [codes.offset]
@@ -57,14 +57,20 @@ class IntegerProduct:
         parts += [x @ term.v.float().t() for term in self._low_rank]
         return y + torch.cat(parts, 1) @ self._side.t()
 
+    def _base(self, codes: Codes, x: Tensor) -> Tensor:
+        """The code term's part, float32 [T, N]."""
+        scale = codes.scale.repeat_interleave(codes.group_size // self._group, 1)[:, : self._groups(x)]
+        return linear_w_a8.linear_quantized(self._quantized(codes.codes, scale), self._weight)
+
     def _groups(self, x: Tensor) -> int:
         return groups(x.shape[1], self._group)
 
-    def _quantized(self, codes: Codes, scale: Tensor) -> linear_w_a8.Quantized:
-        tokens, columns = codes.codes.shape
+    def _quantized(self, codes: Tensor, scale: Tensor) -> linear_w_a8.Quantized:
+        """Codes int8 [T, K] as the kernel takes them."""
+        tokens, columns = codes.shape
         padded = torch.zeros(tokens, padding.stride(columns), dtype=torch.int8)
-        padded[:, :columns] = codes.codes
-        sums = by_group(codes.codes.float(), self._group).sum(-1)
+        padded[:, :columns] = codes
+        sums = by_group(codes.float(), self._group).sum(-1)
         return linear_w_a8.Quantized(padded, scale.contiguous(), sums)
 
     def _side_weight(self, term: CodeTerm, spec: ActivationSpec) -> Tensor | None:
@@ -79,12 +85,14 @@ class IntegerProduct:
 def refusal(terms: Sequence[Term], spec: ActivationSpec) -> str:
     """Why the integer kernel cannot multiply such a layer; empty when it can."""
     codes = [term for term in terms if isinstance(term, CodeTerm)]
-    if not isinstance(spec, IntActivations):
+    if isinstance(spec, FloatActivations):
         return "has float activations"
     if len(codes) != 1 or codes[0].columns != (0, codes[0].shape[1]):
         return "is not one code term over all columns"
     if not isinstance(codes[0].decoder, Affine | Bipolar | DualGrained):
         return f"has {codes[0].decoder.kind} codes"
+    if isinstance(spec, TenderActivations) and isinstance(codes[0].decoder, DualGrained):
+        return "has two levels of weight scales under shifted activations"
     return native.refusal() or tiles.refusal(codes[0].shape[1], _common_group(codes[0], spec))
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from anybit.formats.activation import ActivationSpec, Codes, IntActivations, restore_activations
+from anybit.formats.activation import ActivationSpec, Codes, FloatActivations, restore_activations
 from anybit.formats.decoder import Form
 from anybit.formats.dual_grained import DualGrained
+from anybit.formats.tender import TenderActivations
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
 from anybit.kernels import native
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
@@ -17,6 +18,7 @@ from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
 from anybit.layers import integer
 from anybit.layers.inputs import apply_inputs
 from anybit.layers.precision import Precision, width_read
+from anybit.layers.tender import TenderProduct
 
 Product = Callable[[Tensor], Tensor]
 
@@ -164,6 +166,8 @@ def quantized_product(
 
     if torch.compiler.is_compiling() or integer.refusal(terms, spec):
         apply: Product = integer.fake(terms, encode, bits)
+    elif isinstance(spec, TenderActivations):
+        apply = TenderProduct(terms, spec, tensors, encode)
     else:
         apply = integer.IntegerProduct(terms, spec, encode)
     return lambda x: apply(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
@@ -196,7 +200,7 @@ def kernel_name(form: Form, tokens: int) -> str:
     """Which implementation `Terms.multiply` uses here for a form and number of tokens; for the ledger and `inspect`."""
     spec, codes = restore_activations(form), [part for part in form["terms"] if part["term"] == "code"]
     if spec is not None:
-        exact = isinstance(spec, IntActivations) and len(codes) == 1 and codes[0]["kind"] in _INTEGER_KINDS
+        exact = not isinstance(spec, FloatActivations) and len(codes) == 1 and codes[0]["kind"] in _INTEGER_KINDS
         return "linear_w_a8" if exact and not native.refusal() else "reference"
     kinds = {_KERNEL_KINDS.get(part.get("kind", part["term"])) for part in form["terms"]}
     names = {linear_w_a16.choose(tokens, kind=kind) if kind else "reference" for kind in kinds}

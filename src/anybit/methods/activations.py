@@ -103,7 +103,7 @@ class IntInputs(_Ranged):
 class FloatInputs(_Ranged):
     """Small floats; options as `formats/activation.py: FloatActivations`."""
 
-    name: ClassVar[str] = "float"
+    name: ClassVar[str] = "fp"  # the word "float" keeps inputs as they are
     type: str = "e4m3"
 
     @field_validator("type")

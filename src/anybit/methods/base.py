@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -22,7 +22,8 @@ class InputStats:
         inputs: float32 [S, K], an even sample of the rows of X, or None.
         mean_abs: float32 [K], mean |x| of every input channel, or None.
         sample_max: float32 [samples, K], max |x| of every calibration sample and input channel, or None.
-        low, high: float32 [K], smallest and largest x of every input channel, or None.
+        sample_range: float32 [samples, 2, K], lowest and highest x of every calibration sample and input channel, or None.
+        after_norm: whether a norm wrote the input.
         name: the linear's module name, for messages and for methods that treat some layers apart.
         fisher: float32 [N, K], sum over calibration sequences of the squared gradient of the loss, or None.
     """
@@ -34,13 +35,23 @@ class InputStats:
     name: str = ""
     fisher: Tensor | None = None
     sample_max: Tensor | None = None
-    low: Tensor | None = None
-    high: Tensor | None = None
+    sample_range: Tensor | None = None
+    after_norm: bool = False
 
     @property
     def max_abs(self) -> Tensor | None:
         """float32 [K], max |x| of every input channel, or None."""
         return None if self.sample_max is None else self.sample_max.amax(0)
+
+    @property
+    def low(self) -> Tensor | None:
+        """float32 [K], smallest x of every input channel, or None."""
+        return None if self.sample_range is None else self.sample_range[:, 0].amin(0)
+
+    @property
+    def high(self) -> Tensor | None:
+        """float32 [K], largest x of every input channel, or None."""
+        return None if self.sample_range is None else self.sample_range[:, 1].amax(0)
 
 
 class Method(BaseModel):
@@ -64,6 +75,15 @@ class Method(BaseModel):
     def gradients(self) -> bool:
         """Whether `quantize` reads `InputStats.fisher`, which takes a backward pass through the whole float model."""
         return False
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the form depends on the weight: then `decided` settles it before the work (`decide.py`)."""
+        return False
+
+    def decided(self, weight: Tensor) -> tuple[Self, str]:
+        """This method with its form settled by `weight` float [N, K], and why, for the ledger."""
+        raise NotImplementedError
 
     def plan(self, shape: tuple[int, int]) -> Form:
         """The form that `quantize` will give a weight of `shape` (N, K), known before any work."""
