@@ -9,6 +9,7 @@ from anybit.errors import CalibrationError, FormatError
 from anybit.formats.activation import IntActivations, restore_activations
 from anybit.formats.affine import Affine
 from anybit.formats.bipolar import Bipolar
+from anybit.formats.dual_grained import DualGrained
 from anybit.formats.floating import FloatType
 from anybit.formats.tender import TenderActivations
 from anybit.formats.terms import CodeTerm, ColumnsTerm, LowRankTerm, Term, dense, save_terms
@@ -126,6 +127,17 @@ def test_the_kernel_path_is_float64_on_decoded_numbers(bits: int, groups: int) -
         reach = (read.abs() + tensors["input_bias"].abs()) @ dense([term]).double().abs().t()
         assert bool(((product(x).double() - expected).abs() <= 1e-5 * reach + 1e-6).all())
         assert torch.equal(product(x)[3:4], product(x[3:4]))
+
+
+def test_two_levels_of_weight_scales_run_in_float() -> None:
+    inner = torch.full((ROWS, 5), 9, dtype=torch.uint8)
+    dual = DualGrained(4, 40, torch.ones(ROWS, 1).half(), inner, inner - 2)
+    term = CodeTerm.from_codes(torch.full((ROWS, COLUMNS), 11, dtype=torch.uint8), dual)
+    method, x = TenderInputs(groups=10), inputs()
+    spec, tensors = method.spec(), tensors_of(method, x)
+    assert "dual_grained" in refusal([term], spec)
+    expected = spec.encode(x, tensors).values() @ term.dense().t()
+    assert torch.allclose(quantized_product([term], spec, tensors)(x), expected, rtol=1e-5)
 
 
 def test_bypassing_columns_and_low_rank_and_forms() -> None:

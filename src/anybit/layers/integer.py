@@ -77,7 +77,7 @@ def form_refusal(form: Form, spec: ActivationSpec) -> str:
         return "has float activations"
     if len(codes) != 1 or list(codes[0]["columns"]) != [0, form["shape"][1]]:
         return "is not one code term over all columns"
-    if codes[0]["kind"] not in stored.KINDS:
+    if codes[0]["kind"] not in stored.KINDS or (spec.kind == "tender" and codes[0]["kind"] == "dual_grained"):
         return f"has {codes[0]['kind']} codes"
     return stored.nesting_refusal(codes[0], form["shape"][1], spec.columns_per_group(form["shape"][1]))
 

@@ -18,10 +18,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from anybit.errors import FormatError
 from anybit.formats.affine import Affine
 from anybit.formats.bipolar import Bipolar
-from anybit.formats.dual_grained import DualGrained
 from anybit.formats.tender import TenderActivations, TenderCodes
 from anybit.formats.terms import CodeTerm, Term
 from anybit.kernels.linear_side import op as linear_side
@@ -73,16 +71,11 @@ class TenderProduct(IntegerProduct):
 
 
 def doubled_grid(term: CodeTerm) -> tuple[Tensor, Tensor]:
-    """Scale float64 [G, N] and zero int64 [G, N] with value = scale (2 code - zero): the zero of a bipolar grid is a half.
-
-    Raises:
-        FormatError: a decoder with two levels of scales.
-    """
+    """Scale float64 [G, N] and zero int64 [G, N] with value = scale (2 code - zero): the zero of a bipolar grid is a half."""
     grid = term.decoder
     if isinstance(grid, Bipolar):
         return grid.scale.double().t(), torch.full_like(grid.scale.t(), 2**grid.bits - 1, dtype=torch.int64)
-    if not isinstance(grid, Affine) or isinstance(grid, DualGrained):
-        raise FormatError("tender activations in several digits need affine or bipolar weights")
+    assert isinstance(grid, Affine), "others are refused"
     zero = torch.full_like(grid.scale, 2.0 ** (grid.bits - 1)) if grid.zero is None else grid.zero
     return grid.scale.double().t() / 2, 2 * zero.to(torch.int64).t()
 
