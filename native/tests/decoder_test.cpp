@@ -89,7 +89,7 @@ void check_schemes(size_t kv_bits) {
     to.rotation = {nullptr, 1, 16};
     layer.down.schemes = {Scheme{}}, layer.down.schemes[0].group_size = kInner, layer.down.parts[0].scheme = 0;
   }
-  Decoder decoder(model, {kHeads, kKvHeads, kHeadDim, kv_bits}, 2 * kTokens, 2, 32);
+  Decoder decoder(model, {kHeads, kKvHeads, kHeadDim, kv_bits, kv_bits, false}, {false}, 2 * kTokens, 2, 32);
   Exact<float> whole(kTokens * kVocabulary), other(kTokens * kVocabulary);
   feed(decoder, kTokens, whole);
   for (size_t piece : {1, 7}) {

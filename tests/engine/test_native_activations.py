@@ -91,7 +91,7 @@ class OneLinear:
         model.add_layer(layer)
         builder = linears.LinearBuilder(saved, forms, Memory(), self.kept)  # type: ignore[arg-type]
         model.head = builder.build(list(forms))
-        self.decoder = module.Decoder(model, 16, 4096, 1, 64)
+        self.decoder = module.Decoder(model, (16, 16, False, False, 0, 0), 4096, 1, 64)
 
     def __call__(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The normed rows of tokens 0.. and what the linear makes of them."""
@@ -266,7 +266,7 @@ def test_logits_are_those_of_transformers(
     """To float32 rounding in a text where no code falls on the other side of a tie; else to a few codes' size."""
     directory = made(case, tmp_path, family)
     expect = transformers_model(directory, monkeypatch)
-    model = NativeModel.open(directory, kv_bits=16, max_tokens=64, verify=False)
+    model = NativeModel.open(directory, kv=16, max_tokens=64, verify=False)
     largest: list[float] = []
     while not largest or largest[-1] > 1e-4:
         ids = text(12, len(largest))
