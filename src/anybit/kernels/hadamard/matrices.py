@@ -23,21 +23,26 @@ def matrix(m: int) -> Array:
     Raises:
         FormatError: no such prime.
     """
-    signs = np.ones((1, 1)) if m == 1 else _paley(m)
-    if signs is None:
+    if m != 1 and not paley(m):
         raise FormatError(f"no Hadamard matrix of order {m} is built in; use a block-diagonal transform")
+    signs = np.ones((1, 1)) if m == 1 else _constructed(m)
     signs = signs * signs[:1]
     signs = signs * signs[:, :1]
     assert np.array_equal(signs @ signs.T, m * np.eye(m)), m
     return np.ascontiguousarray(signs, np.float32)
 
 
-def _paley(m: int) -> Array | None:
+def paley(m: int) -> int:
+    """Which of Paley's constructions gives order m: 1, 2, or 0 for neither."""
     if m % 4 == 0 and _prime(m - 1):
+        return 1
+    return 2 if m % 8 == 4 and _prime(m // 2 - 1) else 0
+
+
+def _constructed(m: int) -> Array:
+    if paley(m) == 1:
         return _bordered(m - 1) + np.eye(m)  # skew-symmetric plus I
-    if m % 8 == 4 and _prime(m // 2 - 1):  # symmetric
-        return np.kron(_bordered(m // 2 - 1), [[1, 1], [1, -1]]) + np.kron(np.eye(m // 2), [[1, -1], [-1, -1]])
-    return None
+    return np.kron(_bordered(m // 2 - 1), [[1, 1], [1, -1]]) + np.kron(np.eye(m // 2), [[1, -1], [-1, -1]])  # symmetric
 
 
 def _bordered(q: int) -> Array:

@@ -5,7 +5,7 @@ j) (Sylvester). H / sqrt(block) is symmetric and orthogonal, so the transform is
 
 `hadamard_` takes powers of two: n = 2^m is the full transform, for any other n = 2^m q, q odd (576 = 64 * 9), it is the
 *block-Hadamard* transform: n / 2^m blocks, not mixed with one another. `hadamard` takes any order m 2^k with m of
-`orders.py`, such as 576 = 36 * 16: the power of two here, then one small product for m.
+`orders.py`, such as 576 = 36 * 16; natively the decoder's own function, so both give the same bits.
 
 `native` gives the same bits on every instruction set, and is within float32 rounding of `reference` (float64).
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from anybit.errors import FormatError, KernelUnavailable
 from anybit.kernels import native
 from anybit.kernels.hadamard import reference
+from anybit.kernels.hadamard.matrices import matrix
 from anybit.kernels.hadamard.orders import Sizes, known, order
 
 IMPLEMENTATIONS = ("native", "reference")
@@ -63,7 +64,12 @@ def hadamard(x: Tensor, sizes: Sizes, impl: str | None = None) -> Tensor:
         raise FormatError(f"no Hadamard transform of sizes {m} x {block} for {x.shape[-1]} columns")
     if x.requires_grad:
         return reference.factored(x.float(), sizes).to(x.dtype)
-    y = hadamard_(x.to(torch.float32, copy=True, memory_format=torch.contiguous_format), block, impl)
+    y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if m > 1 and not torch.compiler.is_compiling() and _choose(impl, y) == "native":
+        rows = y.numel() // y.shape[-1]
+        native.loaded().rotate_rows(y.data_ptr(), rows, y.shape[-1], matrix(m).ctypes.data, m, block)
+        return y.to(x.dtype)
+    y = hadamard_(y, block, impl)
     if m > 1:
         mixing = (order(m) / m**0.5).to(y)
         y = (mixing.T @ y.view(*x.shape[:-1], -1, m, block)).view(x.shape)
