@@ -22,7 +22,24 @@ MSE_NORM = 2.4
 BLOCK_WEIGHTS = 1 << 16
 
 
-class AffineGrid(Method):
+class Grouped(Method):
+    """A method with groups of `group_size` columns; -1: one group a row."""
+
+    group_size: int = Field(default=32, ge=-1)
+
+    @field_validator("group_size")
+    @classmethod
+    def _not_zero(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("must be at least 1, or -1 for one group a row")
+        return value
+
+    def columns_per_group(self, columns: int) -> int:
+        """The group size for rows of `columns`; the last group of a row is shorter when it does not divide them."""
+        return columns if self.group_size == -1 else min(self.group_size, columns)
+
+
+class AffineGrid(Grouped):
     """How an affine grid is fitted: the options and form that RTN, GPTQ and AWQ share.
 
     `group_size` -1 means one group a row. `clip` other than "none" keeps, per group, the shrink of the range with the least
@@ -35,7 +52,6 @@ class AffineGrid(Method):
 
     balances: ClassVar[bool] = False
     bits: int = Field(default=4, ge=2, le=8)
-    group_size: int = Field(default=32, ge=-1)
     symmetric: bool = False
     clip: Literal["none", "mse", "hessian"] = "none"
     balanced: bool = False
@@ -58,13 +74,6 @@ class AffineGrid(Method):
             raise ValueError("balanced is for bits=2, symmetric=false (the zero point is stored), clip=none")
         return self
 
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("must be at least 1, or -1 for one group a row")
-        return value
-
     def plan(self, shape: tuple[int, int]) -> Form:
         """One affine code term over all columns."""
         part = {"kind": "affine", "bits": self.stored_bits, "group_size": self.columns_per_group(shape[1])}
@@ -72,10 +81,6 @@ class AffineGrid(Method):
             "shape": list(shape),
             "terms": [{"term": "code", "columns": [0, shape[1]], **part, "symmetric": self.symmetric}],
         }
-
-    def columns_per_group(self, columns: int) -> int:
-        """The group size for rows of `columns`; the last group of a row is shorter when it does not divide them."""
-        return columns if self.group_size == -1 else min(self.group_size, columns)
 
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Affine:
         """The grid for weight float32 [N, K]; `importance` float32 [K] is diag H for clip "hessian" (None: all equal)."""

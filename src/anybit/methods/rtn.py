@@ -15,8 +15,8 @@ from torch import Tensor
 from anybit.formats.affine import Affine, group_reach
 from anybit.formats.decoder import Form, to_scale
 from anybit.formats.terms import CodeTerm, Term
-from anybit.methods.base import InputStats, Method
-from anybit.methods.grid import AffineGrid
+from anybit.methods.base import InputStats
+from anybit.methods.grid import AffineGrid, Grouped
 
 
 class RTN(AffineGrid):
@@ -31,7 +31,7 @@ class RTN(AffineGrid):
         return [CodeTerm.from_codes(grid.encode(weight).clamp_max(self.steps), grid)]
 
 
-class SymmetricRTN(Method):
+class SymmetricRTN(Grouped):
     """Options: `bits` 2..8, `group_size` (-1 = whole row). scale = max|w| / (2^(bits-1) - 1)."""
 
     name: ClassVar[str] = "rtn-symmetric"
@@ -42,10 +42,6 @@ class SymmetricRTN(Method):
         """One symmetric affine code term over all columns."""
         part = {"kind": "affine", "bits": self.bits, "group_size": self.columns_per_group(shape[1]), "symmetric": True}
         return {"shape": list(shape), "terms": [{"term": "code", "columns": [0, shape[1]], **part}]}
-
-    def columns_per_group(self, columns: int) -> int:
-        """The group size for rows of `columns`."""
-        return min(self.group_size, columns) if self.group_size > 0 else columns
 
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """One symmetric affine code term."""

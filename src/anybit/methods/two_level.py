@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from anybit.formats.decoder import Form, groups
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.terms import CodeTerm, Term
-from anybit.methods.base import Method
+from anybit.methods.grid import Grouped
 
 INT8 = 127
 SMALLEST = 2.0**-24  # of float16: a row of zeros still has a scale
 BLOCK_WEIGHTS = 1 << 17
 
 
-class TwoLevel(Method):
+class TwoLevel(Grouped):
     """Options and form of both: `bits` of a code, `group_size` columns a group (-1: one group a row), and `zeros`: how far
     from the zero that fits the range others are tried (beyond the papers, which have 0)."""
 
@@ -32,21 +32,10 @@ class TwoLevel(Method):
     group_size: int = Field(default=128, ge=-1)
     zeros: int = Field(default=0, ge=0, le=7)
 
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("must be at least 1, or -1 for one group a row")
-        return value
-
     def plan(self, shape: tuple[int, int]) -> Form:
         """One dual-grained code term over all columns."""
         part = {"kind": "dual_grained", "bits": self.bits, "group_size": self.columns_per_group(shape[1])}
         return {"shape": list(shape), "terms": [{"term": "code", "columns": [0, shape[1]], **part}]}
-
-    def columns_per_group(self, columns: int) -> int:
-        """The group size for rows of `columns`; the last group of a row is shorter when it does not divide them."""
-        return columns if self.group_size == -1 else min(self.group_size, columns)
 
     def near(self, zero: Tensor) -> Iterator[Tensor]:
         """Integer zeros to try for the real one of a range, float32 [N, G]."""

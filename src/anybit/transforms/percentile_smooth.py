@@ -9,7 +9,6 @@ far above its group takes the group's whole range.
 
 from __future__ import annotations
 
-import fnmatch
 from typing import ClassVar
 
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from anybit.calibration.activations import Activations
 from anybit.calibration.parallel import Workers
-from anybit.calibration.statistics import BlockCall, collect
+from anybit.calibration.statistics import BlockCall
 from anybit.models.graph import BlockGraph
-from anybit.models.pairs import ScalePair, apply_scale, scale_pairs
+from anybit.models.pairs import apply_scale
 from anybit.transforms.base import Transform
 from anybit.transforms.hadamard import DOWN
-from anybit.transforms.smooth import NORM, largest_weights, reach_of
+from anybit.transforms.smooth import NORM, largest_weights, reaches
 
 DEAD = 1e-4
 
@@ -38,14 +37,8 @@ class PercentileSmooth(Transform):
 
     def apply(self, call: BlockCall, graph: BlockGraph, source: Activations, pool: Workers) -> list[str]:
         """Rescale the block; one note per smoothed reader."""
-        pairs = [p for p in scale_pairs(call.block, source.read(0), call.arguments, graph) if self._chosen(call, p)]
-        firsts = [g.linears[0] for g in graph.groups if any(g.linears[0] in p.consumers for p in pairs)]
-        statistics = collect(call, source, firsts, frozenset({"max_abs"}), pool) if pairs else {}
         notes = []
-        for pair in pairs:
-            reach = reach_of(pair, statistics)
-            if reach is None:
-                continue
+        for pair, reach in reaches(call, graph, source, self.linears, pool):
             s = self.scales(reach, largest_weights(call.block, pair))
             if bool((s == 1).all()):
                 continue
@@ -65,9 +58,3 @@ class PercentileSmooth(Transform):
         if self.cap is not None:
             s = torch.minimum(s, (self.cap * spans[s == 1].max() / spans.clamp_min(1e-12)).clamp_min(1))
         return s
-
-    def _chosen(self, call: BlockCall, pair: ScalePair) -> bool:
-        if NORM in self.linears and pair.producer_kind != "linear":
-            return True
-        names = [call.full_name(name) for name in pair.consumers]
-        return any(fnmatch.filter(names, pattern) for pattern in self.linears)

@@ -11,7 +11,7 @@ block's output when the pair's readers have weights rounded by `weights` and inp
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -48,14 +48,8 @@ class Smooth(Transform):
 
     def apply(self, call: BlockCall, graph: BlockGraph, source: Activations, pool: Workers) -> list[str]:
         """Rescale the block; one note per smoothed reader."""
-        pairs = [p for p in scale_pairs(call.block, source.read(0), call.arguments, graph) if self._chosen(call, p)]
-        firsts = [g.linears[0] for g in graph.groups if any(g.linears[0] in p.consumers for p in pairs)]
-        statistics = collect(call, source, firsts, frozenset({"max_abs"}), pool) if pairs else {}
         notes = []
-        for pair in pairs:
-            reach = reach_of(pair, statistics)
-            if reach is None:
-                continue
+        for pair, reach in reaches(call, graph, source, self.linears, pool):
             spans = largest_weights(call.block, pair)
             alpha = self._search(call, source, pair, (reach, spans), pool) if self.alpha == "search" else self.alpha
             if alpha is None:
@@ -72,12 +66,6 @@ class Smooth(Transform):
         s = (reach.pow(alpha) / spans.clamp_min(SMALLEST).pow(beta)).clamp_min(SMALLEST)
         s = torch.where(reach == 0, 1.0, s)
         return s if bool(torch.isfinite(s).all()) else torch.ones_like(s)
-
-    def _chosen(self, call: BlockCall, pair: ScalePair) -> bool:
-        if NORM in self.linears and pair.producer_kind != "linear":
-            return True
-        names = [call.full_name(name) for name in pair.consumers]
-        return any(fnmatch.filter(names, pattern) for pattern in self.linears)
 
     def _search(
         self, call: BlockCall, source: Activations, pair: ScalePair, maxima: tuple[Tensor, Tensor], pool: Workers
@@ -109,6 +97,26 @@ class Smooth(Transform):
                 parameter.copy_(value)
         probe.detach()
         return best
+
+
+def reaches(
+    call: BlockCall, graph: BlockGraph, source: Activations, linears: Sequence[str], pool: Workers
+) -> Iterator[tuple[ScalePair, Tensor]]:
+    """The pairs of the block that `linears` names (`NORM`, or patterns on full names of readers), each with the largest |x| of
+    its channels before any of them is rescaled, float32 [pair.size]; without those no token came to."""
+
+    def chosen(pair: ScalePair) -> bool:
+        if NORM in linears and pair.producer_kind != "linear":
+            return True
+        names = [call.full_name(name) for name in pair.consumers]
+        return any(fnmatch.filter(names, pattern) for pattern in linears)
+
+    pairs = list(filter(chosen, scale_pairs(call.block, source.read(0), call.arguments, graph)))
+    firsts = [g.linears[0] for g in graph.groups if any(g.linears[0] in p.consumers for p in pairs)]
+    statistics = collect(call, source, firsts, frozenset({"max_abs"}), pool) if pairs else {}
+    for pair in pairs:
+        if (reach := reach_of(pair, statistics)) is not None:
+            yield pair, reach
 
 
 def reach_of(pair: ScalePair, statistics: dict[str, InputStats]) -> Tensor | None:
