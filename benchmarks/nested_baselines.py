@@ -44,7 +44,7 @@ def put(model: nn.Module, directory: Path, bits: int) -> None:
     """Decoded weights of `directory` at `bits` into the float `model`; tables of one precision as they are."""
     tensors = Tensors(directory)
     for name, form in forms_of(directory).items():
-        found = {key: tensors.get(f"{name}.{key}") for key in tensor_specs(form)}
+        found = {key: torch.from_numpy(tensors.get(f"{name}.{key}").copy()) for key in tensor_specs(form)}
         nested = len(precisions(form)) > 1
         model.get_parameter(f"{name}.weight").data.copy_(dense(load_terms(form, found), bits if nested else None))
 
