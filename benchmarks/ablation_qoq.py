@@ -31,6 +31,7 @@ from anybit.recipe import load_recipe
 CTX = 512
 RTN_ROWS = "weights.name=rtn weights.bits=4 weights.group_size=-1"
 RTN_TWO_LEVEL = "weights.name=dgq weights.group_steps=0 weights.channel_steps=0"
+STATIC = "activations.static=true activations.granularity=tensor activations.recurring=true"
 QOQ, DGQ = "qoq-w4a8kv4", "dgq-w4a8"
 SPECS = [
     QOQ,
@@ -43,8 +44,10 @@ SPECS = [
     f"{QOQ} {RTN_TWO_LEVEL}",
     f"{QOQ} -rotate -reorder -smooth-attention -smooth {RTN_ROWS}",
     DGQ,
-    f"{DGQ} {RTN_TWO_LEVEL}",
+    f"{DGQ} weights.group_size=128",
+    f"{DGQ} {RTN_TWO_LEVEL} weights.group_size=64",
     f"{DGQ} {RTN_ROWS}",
+    f"{DGQ} {STATIC}",
 ]
 
 

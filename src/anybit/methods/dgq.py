@@ -10,7 +10,8 @@ Differs from the paper's code: both errors come from H = 2/T X^T X of all calibr
 only); the plain range (ratio 1) is a candidate too, so that no step loses against rounding; ranges include 0 (zeros are
 stored in 0..2^bits - 1). No steps at all is two-level round-to-nearest.
 
-`first_token_weight` as in GPTQ, 1 in the paper.
+`damping`, beyond the paper (0), adds that share of mean(diag H) to the diagonal: where one token outweighs all others, H knows
+one direction only, and rounding pays for it in every other. `first_token_weight` as in GPTQ, 1 in the paper.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class DGQ(TwoLevel):
     group_steps: int = Field(default=20, ge=0)
     channel_steps: int = Field(default=80, ge=0)
     most: int = Field(default=INT8, ge=1, le=INT8)
+    damping: float = Field(default=0.0, ge=0, lt=1)
     first_token_weight: float = Field(default=1.0, ge=1)
 
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
@@ -62,6 +64,7 @@ class DGQ(TwoLevel):
 
     def fit(self, weight: Tensor, hessian: Tensor) -> Levels:
         """Both levels for weight float32 [N, K] and H [K, K]."""
+        hessian = hessian + self.damping * hessian.diagonal().mean() * torch.eye(len(hessian))
         blocks = group_blocks(hessian, self.columns_per_group(len(hessian)))
         return joined([self._fit_rows(rows, blocks, hessian) for rows in row_blocks(weight)])
 
