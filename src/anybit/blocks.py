@@ -88,9 +88,14 @@ def quantize_block(
     return done
 
 
-def noted(done: Sequence[Quantized], notes: list[str]) -> list[Quantized]:
-    """`done` with more notes in every ledger row."""
-    return [replace(item, row=item.row.model_copy(update={"notes": [*item.row.notes, *notes]})) for item in done]
+def noted(done: Sequence[Quantized], prefix: str, changes: Sequence[str], learned: Sequence[str]) -> list[Quantized]:
+    """`done` with what transforms say, "linear: what", in the ledger row of that linear, and what learners say in every row."""
+    found = []
+    for item in done:
+        own = f"{item.name.removeprefix(f'{prefix}.')}: "
+        news = [change.removeprefix(own) for change in changes if change.startswith(own)]
+        found.append(replace(item, row=item.row.model_copy(update={"notes": [*item.row.notes, *news, *learned]})))
+    return found
 
 
 def _with_inputs(item: Quantized, assignment: Assignment, stats: InputStats) -> Quantized:

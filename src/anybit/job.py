@@ -93,7 +93,7 @@ class Job:
         block = max(sum(p.numel() for p in b.parameters()) for b in blocks) * FLOAT
         widest = max((m.in_features for m in blocks[0].modules() if isinstance(m, nn.Linear)), default=0)
         inputs = sum(m.in_features for m in blocks[0].modules() if isinstance(m, nn.Linear))
-        table = self.model.get_parameter(f"{self.structure.embedding}.weight").numel() * 2
+        table = self.model.get_parameter(f"{self.structure.embedding}.weight").numel() * (FLOAT if self.rotation else 2)
         activations = samples_in_flight * seq_len * inputs * FLOAT
         steps = max(table, 2 * block + HESSIAN_COPIES * widest**2 * FLOAT + activations)
         if (

@@ -106,13 +106,12 @@ def step(run: Run, index: int, name: str) -> None:
     run.job.source.load_into(block, name)
     call = BlockCall(block, run.entry.arguments(run.tokens[0])[index], run.in_flight, prefix=name)
     graph = trace_block(block, source.read(0), call.arguments)
-    for transform in run.job.assignment.transforms:
-        transform.apply(call, graph, source, run.pool)
+    changes = [note for change in run.job.assignment.transforms for note in change.apply(call, graph, source, run.pool)]
     run.held_out.float_pass(index, block)
     original = run.original(block)
-    notes = run.learn(index, call, graph, original)
+    learned = run.learn(index, call, graph, original)
     done = quantize_block(name, call, graph, source, run.job.assignment, run.pool, run.allow_unseen, run.fisher(index))
-    done = noted(done, notes)
+    done = noted(done, name, changes, learned)
     done = run.compensate(name, call, source, original, done)
     propagate(call, source, target, run.pool)
     run.held_out.quantized_passes(index, block, name, done)

@@ -43,6 +43,17 @@ def difference(out, where):
     return float((logits - expected).abs().amax(-1).median() / expected.std())
 
 
+def test_the_ledger_says_what_was_done_to_each_linear(tmp_path):
+    out = quantize_tiny("llama", tmp_path, recipe(tmp_path, EVERYTHING))
+    rows = json.loads((out / "ledger.json").read_text())["tensors"]
+    said = {row["name"].removeprefix("model.layers.1."): " / ".join(row["notes"]) for row in rows}
+    assert "reads the rotated stream" in said["self_attn.q_proj"]
+    assert "outputs divided by" in said["self_attn.k_proj"]
+    assert "writes the rotated stream" in said["mlp.down_proj"]
+    assert "input turned by Hadamard blocks" in said["mlp.down_proj"]
+    assert "input channels sorted" in said["mlp.down_proj"] and "divided" not in said["mlp.down_proj"]
+
+
 @pytest.mark.parametrize(
     "family",
     ["llama", "qwen2", "qwen3", "phi3", "mistral", "mixtral", "qwen2_moe", "opt", "gpt2", "gpt_neox", "falcon"],

@@ -132,7 +132,7 @@ class Ends:
         """
         if isinstance(module, nn.Embedding) and module.weight.shape[1] == len(self.stream.signs):
             with torch.no_grad():
-                module.weight.copy_(self.stream.turn(module.weight))
+                self.stream.turn_rows(module.weight)
         elif any(True for _ in module.parameters()):
             raise StructureError(
                 f"{name} stands before the blocks and cannot be rotated; leave `rotate` out for this model"
@@ -142,6 +142,6 @@ class Ends:
         """Fold the final norm into the head and turn its columns; the final norm keeps gain 1."""
         with torch.no_grad():
             if norm is None:
-                head.get_parameter("weight").copy_(self.stream.turn(head.get_parameter("weight")))
+                self.stream.turn_rows(head.get_parameter("weight"))
             else:
                 fold_norm(norm, {"head": head}, self.stream)

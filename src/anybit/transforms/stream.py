@@ -11,6 +11,8 @@ from anybit.errors import StructureError
 from anybit.kernels.hadamard.orders import Sizes, sizes_for
 from anybit.kernels.hadamard.reference import factored
 
+_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -50,6 +52,11 @@ class Stream:
         x = factored(x.double(), self.sizes, transpose=True) * self.signs
         return factored(x, self.sizes) if self.centred else x
 
+    def turn_rows(self, weight: Tensor, gain: Tensor | float = 1.0) -> None:
+        """weight [N, H] becomes weight diag(gain) Q, in place; some rows at a time, as a table in float64 is large."""
+        for rows in weight.split(_ROWS):
+            rows.copy_(self.turn(rows.double() * gain))
+
     def write(self, linear: nn.Module) -> None:
         """Let a linear whose output is added to the stream write it in the new basis: rows (and bias) turned."""
         weight, bias = linear.get_parameter("weight"), linear._parameters.get("bias")
@@ -77,8 +84,10 @@ def fold_norm(norm: nn.Module, readers: dict[str, nn.Module], stream: Stream | N
         offset = torch.zeros_like(offset)
     for reader in readers.values():
         weight = reader.get_parameter("weight")
-        folded = weight.double() * gain
-        weight.copy_(folded if stream is None else stream.turn(folded))
+        if stream is None:
+            weight.copy_(weight.double() * gain)
+        else:
+            stream.turn_rows(weight, gain)
     norm.get_parameter("weight").fill_(1.0 if plain else 0.0)
     if bias is not None and offset is not None:
         if bool(((gain == 0) & (offset != 0)).any()):
