@@ -25,7 +25,11 @@
 namespace anybit::ANYBIT_TARGET {
 namespace {
 
+#if defined(ANYBIT_TARGET_scalar)
+constexpr size_t kDirectTokens = 0;  // strips alone: half the code, the same time
+#else
 constexpr size_t kDirectTokens = 8;  // up to here expanding again for every four tokens costs less than a strip
+#endif
 constexpr size_t kTokenChunk = 256;  // tokens whose activations stay in the second-level cache under a passing strip
 
 // Scale and zero of 16 rows in one group.
@@ -215,6 +219,22 @@ void multiply_strips(ExpandStrip expand, const TiledWeight& stored, const Activa
   }
 }
 
+// The same for few tokens: straight from the planes.
+template <class Source>
+void multiply_directly(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last, size_t begin,
+                       size_t end) {
+  for (size_t block = first; block < last; ++block) {
+    const Source source(w, block);
+    if constexpr (!Source::kSparse) {
+      if (w.grain) {
+        multiply_all_grains(source, w, x, out, block, begin, end);
+        continue;
+      }
+    }
+    if constexpr (kDirectTokens > 0) multiply_all(source, w, x, out, block, begin, end);
+  }
+}
+
 template <class Source>
 void run_source(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
   static thread_local std::vector<std::uint8_t> memory;
@@ -226,16 +246,7 @@ void run_source(const TiledWeight& w, const Activations& x, const Output& out, s
     const bool strips = end - rest > kDirectTokens;
     if (strips && !w.grain) multiply_strips<Source::kLines>(expand, w, x, out, first, last, rest, end, memory);
     else if (strips && !out.sums) multiply_strips<8>(expand, w, x, out, first, last, rest, end, memory);
-    else
-      for (size_t block = first; block < last; ++block) {
-        const Source source(w, block);
-        if constexpr (!Source::kSparse)
-          if (w.grain) {
-            multiply_all_grains(source, w, x, out, block, rest, end);
-            continue;
-          }
-        multiply_all(source, w, x, out, block, rest, end);
-      }
+    else multiply_directly<Source>(w, x, out, first, last, rest, end);
   }
 }
 

@@ -140,9 +140,12 @@ void stream_few(const TiledWeight& w, const Activations& x, const Output& out, s
 
 template <class Source>
 bool multiply_few(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
-  if (first == last || !suits_few(w, x.tokens)) return false;
-  !out.sums && can_center(w) ? stream_few<Source, true>(w, x, out, first, last) : stream_few<Source, false>(w, x, out, first, last);
-  return true;
+  if constexpr (Source::kSparse) return false;  // seldom has groups: not worth its code
+  else {
+    if (first == last || !suits_few(w, x.tokens)) return false;
+    !out.sums && can_center(w) ? stream_few<Source, true>(w, x, out, first, last) : stream_few<Source, false>(w, x, out, first, last);
+    return true;
+  }
 }
 
 }  // namespace
