@@ -2,7 +2,8 @@
 
 Run: python benchmarks/linear_w_a8_sparse.py [5632x2048 ...] [--bits 4 8] [--tokens 1 8 512] [--rounds N] [--json FILE]
 Every call reads another copy of its weight, all copies together `--megabytes`, so that one token finds none in a cache near it.
-Results of both layouts are compared bit by bit before anything is timed.
+Results of both layouts are compared bit by bit before anything is timed. Rows of earlier runs stay in FILE unless measured again:
+a short run disturbs a shared machine less than a long one.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     native.set_threads(options.threads)
-    rows = []
+    rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
     for shape, bits, tokens in product(options.shapes, options.bits, options.tokens):
         n, k = (int(side) for side in shape.split("x"))
-        rows.append(one_row((n, k), bits, tokens, options.rounds, options.megabytes << 20))
-        print(json.dumps(rows[-1]), flush=True)
-    report = {"threads": options.threads, "isa": native.isa(), "machine": machine(), "rows": rows}
+        made = one_row((n, k), bits, tokens, options.rounds, options.megabytes << 20)
+        made["what"] += f", {native.isa()}, {options.threads} threads"
+        print(made["what"], made["ratios"], flush=True)
+        rows = [row for row in rows if row["what"] != made["what"]] + [made]
+    report = {"machine": machine(), "rows": rows}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -65,7 +68,9 @@ def one_row(shape: tuple[int, int], bits: int, tokens: int, rounds: int, total: 
         "what": f"{shape[0]}x{shape[1]} {bits} bit, {tokens} tokens",
         "bytes": {"sparse": size(compressed), "dense": size(dense), "torch bf16": 2 * shape[0] * shape[1]},
         "calls_per_second": {name: asdict(spread(values)) for name, values in found.items()},
-        "ratios": {f"sparse / {name}": asdict(ratios(found["sparse"], found[name])) for name in ("dense", "torch bf16")},
+        "ratios": {
+            f"sparse / {name}": asdict(ratios(found["sparse"], found[name])) for name in ("dense", "torch bf16")
+        },
     }
 
 
@@ -89,7 +94,9 @@ def ours(w: op.Tiled, x: op.Quantized, total: int) -> tuple[Call, int]:
     y = torch.empty(len(x.codes), w.rows)
 
     def taken(part: torch.Tensor | None) -> torch.Tensor | None:
-        return part if part is None else torch.from_numpy(memory.take(tuple(part.shape), part.numpy().dtype)).copy_(part)
+        return (
+            part if part is None else torch.from_numpy(memory.take(tuple(part.shape), part.numpy().dtype)).copy_(part)
+        )
 
     copies = [replace(w, planes=taken(w.planes), scale=taken(w.scale), mask=taken(w.mask)) for _ in range(count)]
     prepared = [op.prepared(x, copy, y) for copy in copies]

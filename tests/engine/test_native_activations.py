@@ -162,7 +162,8 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_a_linear_is_the_torch_layer_bit_for_bit(case: str) -> None:
+def test_a_linear_is_the_torch_layer_bit_for_bit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "NARROW", 0)
     torch.manual_seed(0)
     layers = [LAYERS[case](), LAYERS["w4a8-groups"](), LAYERS[case]()]
     one = OneLinear(layers)
@@ -315,6 +316,7 @@ def test_bytes_read_are_what_forms_say(tmp_path: Path) -> None:
 
 
 def test_a_sparse_model_reads_less_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "NARROW", 0)
     save_tiny("llama", tmp_path / "float")
     (tmp_path / "text.txt").write_text("some words of text " * 50)
     recipe = RECIPES["w4a8"].replace("name: rtn, targets: [linears]", "name: quik, targets: [linears]")
@@ -324,18 +326,18 @@ def test_a_sparse_model_reads_less_and_says_the_same(tmp_path: Path, monkeypatch
     anybit.quantize(str(tmp_path / "float"), recipe=str(tmp_path / "recipe.yaml"), out=str(tmp_path / "out"), **options)
     rows = json.loads((tmp_path / "out" / "ledger.json").read_text())["tensors"]
     kernels = {row["name"]: row["kernel"] for row in rows}
-    assert kernels["model.layers.0.self_attn.q_proj"] == "linear_w_a8 (2:4)"
+    vectors = native.isa() != "scalar"
+    assert kernels["model.layers.0.self_attn.q_proj"] == f"linear_w_a8 ({'2:4' if vectors else 'dense'})"
     assert kernels["model.layers.0.mlp.down_proj"] == "linear_w_a8"
     found, read = [], []
-    for reason in ("", "stays dense for this test"):
-        if reason:
-            monkeypatch.setattr(sparse, "dense_reason", lambda *_: reason)
+    for narrow in (0, 1024):
+        monkeypatch.setattr(sparse, "NARROW", narrow)
         model = NativeModel.open(tmp_path / "out", max_tokens=128, verify=False)
         found.append(model.logits(text(20)))
         read.append(model.weight_bytes())
         assert read[-1] == planned_bytes(read_config(tmp_path / "out"), 8, tokens=20)
     assert torch.equal(*found)
-    assert read[0].layers < read[1].layers
+    assert (read[0].layers < read[1].layers) == vectors
 
 
 def test_what_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -129,17 +129,38 @@ def part(bits: int, group: int, sparsity: str = "2:4") -> dict[str, object]:
         (part(4, 64), 128, True),
     ],
 )
-def test_what_is_compressed(form, reach, compressed):
+def test_what_is_compressed(form, reach, compressed, monkeypatch):
+    monkeypatch.setattr(sparse, "NARROW", 128)
     case = Sparse(form["bits"], 16, 128, form["group_size"], 1)
     saved = {"weight": case.planes.numpy(), "scale": case.scale.numpy()}
     assert stored.in_pairs(form, 128, reach) == compressed
     assert (stored.tile(form, [saved], 128, reach).mask is not None) == compressed
 
 
-def test_row_sums_are_exact():
+def test_the_table_says_why_a_layer_stays_dense():
+    reasons = {}
+    for isa, _ in every_machine():
+        reasons[isa] = sparse.dense_reason(part(4, 2048), 2048, 2048)
+    assert all(("without vectors" in reason) == (isa == "scalar") for isa, reason in reasons.items())
+    assert not any(reason for isa, reason in reasons.items() if isa != "scalar")
+    if native.isa() == "scalar":
+        return
+    for form, columns, group, reason in (
+        (part(4, 1020), 1020, 1020, "has 1020 columns, fewer than 1024"),
+        (part(2, 2048), 2048, 2048, "has 2 bits"),
+        (part(4, 32), 2048, 32, "groups of 32 columns, not of whole 64"),
+        (part(4, 2048, ""), 2048, 2048, "is not sparse"),
+    ):
+        assert reason in sparse.dense_reason(form, columns, group)
+
+
+def test_row_sums_are_exact(monkeypatch):
+    monkeypatch.setattr(sparse, "NARROW", 0)
     case = Sparse(4, 35, 300, 300, 1)
     saved = {"weight": case.planes.numpy(), "scale": case.scale.numpy()}
-    found = stored.row_sums(stored.tile(part(4, 300), [saved], 300, 300), 300)
+    tiled = stored.tile(part(4, 300), [saved], 300, 300)
+    assert tiled.mask is not None
+    found = stored.row_sums(tiled, 300)
     wanted = (case.codes.double() - 8).sum(1, keepdim=True) * case.scale.double()
     assert torch.equal(torch.from_numpy(found), wanted.float())
 

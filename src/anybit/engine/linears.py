@@ -100,7 +100,11 @@ class LinearBuilder:
             tiled = next(iter(views.values()))
             self.kept.append(views)
             linear.add_part(
-                tiled.planes.ctypes.data, *_tables(tiled), tiled.sizes, tiled.factors, offset,
+                tiled.planes.ctypes.data,
+                *_tables(tiled),
+                tiled.sizes,
+                tiled.factors,
+                offset,
                 *(_address(tiled.grain), _address(tiled.mask)),
             )
             for bits in range(1, MAX_BITS + 1) if len(views) > 1 else ():

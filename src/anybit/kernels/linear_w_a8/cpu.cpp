@@ -26,7 +26,7 @@ namespace anybit::ANYBIT_TARGET {
 namespace {
 
 #if defined(ANYBIT_TARGET_scalar)
-constexpr size_t kDirectTokens = 0;  // strips alone: half the code, the same time
+constexpr size_t kDirectTokens = 0;  // strips alone: a fifth of the code, 5 to 13 % slower for 1 to 4 tokens
 #else
 constexpr size_t kDirectTokens = 8;  // up to here expanding again for every four tokens costs less than a strip
 #endif

@@ -15,15 +15,22 @@ import numpy as np
 
 from anybit.errors import FormatError
 from anybit.formats.form import row_bytes
+from anybit.kernels import native
 from anybit.kernels.linear_w_a8.tiles import COLUMNS, LINE, ROWS, Array, Empty, Tiled, refusal, tile_joined
 
 Parts = Sequence[tuple[Array, Array]]
+NARROW = 1024
+"""Columns below which a layer stays dense. Compressed tiles pay where weights come from memory, NOTES.md has the measurements."""
 
 
 def dense_reason(part: Mapping[str, Any], columns: int, group_size: int) -> str:
-    """Why a term stays dense in the kernel, for columns that share both scales; empty where the compressed tiles are the choice."""
+    """Why a term stays dense in the kernel here, where `group_size` columns share both scales; empty where it is compressed."""
     if not part.get("sparsity"):
         return "is not sparse"
+    if native.loaded().isa() == "scalar":
+        return "would spend more on putting zeros back than on reading them, without vectors"
+    if columns < NARROW:
+        return f"has {columns} columns, fewer than {NARROW}: such a model lives near the caches, where reading less gains nothing"
     if part["bits"] < 3:
         return f"has {part['bits']} bits: two codes and their places take as much"
     if group_size % (2 * COLUMNS) and group_size < columns:
@@ -56,10 +63,15 @@ def tile_sparse(parts: Parts, group_size: int, columns: int, empty: Empty = np.e
 
 
 def compress(planes: Array, columns: int) -> tuple[Array, Array]:
-    """Planes uint8 [b, N, ceil(K/8)] as those of the two kept codes of every four columns, two's complement around the grid's zero,
-    and which ones they are: uint8 [b, N, ceil(K/16)] and bits uint8 [N, ceil(K/8)], two of every four.
+    """Two codes of every four columns, and which ones they are.
 
-    Where fewer than two are no zero, the first columns are kept too. `reference.decompress` is the inverse.
+    Args:
+        planes: uint8 [b, N, ceil(K/8)] of symmetric codes, whose zero is 2^(b-1).
+        columns: K.
+
+    Returns:
+        Planes uint8 [b, N, ceil(K/16)] of the kept codes, two's complement around that zero, and bits uint8 [N, ceil(K/8)], two
+        of every four: where fewer are no zero, the first others are kept too. `reference.decompress` is the inverse.
 
     Raises:
         FormatError: more than two values in four columns.
