@@ -175,6 +175,13 @@ def test_a_linear_is_the_torch_layer_bit_for_bit(case: str, monkeypatch: pytest.
             assert torch.equal(one(1)[1], y[:1])
 
 
+def test_the_torch_layer_is_compressed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "NARROW", 0)
+    for isa, _ in every_machine():
+        found = IntegerProduct(*LAYERS["2:4-sparse"]())._weight.mask
+        assert (found is None) == (isa == "scalar")
+
+
 def test_joined_layers_share_scheme_and_side() -> None:
     torch.manual_seed(0)
     layers = [LAYERS["w4a4-asymmetric"]() for _ in range(2)]

@@ -6,9 +6,10 @@ dense tiles. It reads b / 2 + 1 bits a weight instead of b. NumPy alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,30 +104,22 @@ def tile_mask(mask: Array, columns: int, empty: Empty = np.empty) -> Array:
     return lines
 
 
-def _by_nibble(of: Callable[[int], int]) -> Array:
-    return np.array([of(nibble) for nibble in range(16)], np.uint8)
-
-
 @cache
 def _completed() -> Array:
     """uint8 [256]: two columns of four for either nibble, with the first others where fewer are given; 0 where more are."""
-
-    def complete(nibble: int) -> int:
-        for column in range(4):
-            if nibble.bit_count() < 2:
-                nibble |= 1 << column
-        return nibble if nibble.bit_count() == 2 else 0
-
-    half = _by_nibble(complete)
-    both = half[:, None] << 4 | half
-    return np.where((half[:, None] > 0) & (half > 0), both, 0).astype(np.uint8).reshape(256)
+    half = np.zeros(16, np.uint8)
+    for nibble in range(16):
+        others = [column for column in range(4) if not nibble >> column & 1]
+        half[nibble] = nibble | sum(1 << column for column in others[: max(0, len(others) - 2)])
+    half[[7, 11, 13, 14, 15]] = 0
+    return ((half[:, None] << 4 | half) * (half[:, None] > 0) * (half > 0)).reshape(256)
 
 
 @cache
 def _picked() -> Array:
     """uint8 [256, 256]: by mask and plane, the bits of the columns kept, two of the low nibble and then two of the high one."""
     half = np.zeros((16, 16), np.uint8)
-    for mask in range(16):
+    for mask, plane in product(range(16), repeat=2):
         kept = [column for column in range(4) if mask >> column & 1][:2]
-        half[mask] = _by_nibble(lambda plane, kept=kept: sum((plane >> c & 1) << i for i, c in enumerate(kept)))
+        half[mask, plane] = sum((plane >> column & 1) << i for i, column in enumerate(kept))
     return (half[:, None, :, None] << 2 | half[None, :, None, :]).reshape(256, 256)
