@@ -198,8 +198,8 @@ ANYBIT_INLINE bool multiply_few(const TiledWeight&, const Activations&, const Ou
 // Row blocks [first, last) for more tokens than are worth expanding again for: by strips, two blocks at a time where there are
 // registers for it.
 template <size_t L>
-void multiply_strips(ExpandStrip expand, const TiledWeight& stored, const Activations& whole, const Output& out, size_t first, size_t last, size_t begin,
-                     size_t end, std::vector<std::uint8_t>& memory) {
+void multiply_strips(ExpandStrip expand, const TiledWeight& stored, const Activations& whole, const Output& out, size_t first,
+                     size_t last, size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
   constexpr size_t kTokens = 6;
   const RowView view(stored, whole, begin, end);
   const TiledWeight& w = view.w;

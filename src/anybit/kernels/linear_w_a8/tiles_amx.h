@@ -173,8 +173,8 @@ namespace {
 
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
 // first-level cache together, the activations come from the second level once for all of them. Returns where the rest begins.
-size_t multiply_tiles(ExpandStrip expand, const TiledWeight& stored, const Activations& given, const Output& out, size_t first, size_t last,
-                      size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
+size_t multiply_tiles(ExpandStrip expand, const TiledWeight& stored, const Activations& given, const Output& out, size_t first,
+                      size_t last, size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
   constexpr size_t kStrips = 4, kFirstLevel = 20 << 10;
   const size_t whole = begin + (end - begin) / kTileTokens * kTileTokens;
   if (whole == begin) return begin;

@@ -143,7 +143,8 @@ bool multiply_few(const TiledWeight& w, const Activations& x, const Output& out,
   if constexpr (Source::kSparse) return false;  // seldom has groups: not worth its code
   else {
     if (first == last || !suits_few(w, x.tokens)) return false;
-    !out.sums && can_center(w) ? stream_few<Source, true>(w, x, out, first, last) : stream_few<Source, false>(w, x, out, first, last);
+    const auto stream = !out.sums && can_center(w) ? stream_few<Source, true> : stream_few<Source, false>;
+    stream(w, x, out, first, last);
     return true;
   }
 }
