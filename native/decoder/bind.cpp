@@ -9,13 +9,13 @@ namespace anybit {
 namespace {
 
 void add_part(Linear& linear, Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple scalars, size_t offset,
-              Address grain) {
+              Address grain, Address mask) {
   TiledWeight w{};
   w.planes = at<const std::uint8_t>(planes), w.scale = at<const std::uint16_t>(scale), w.zero = at<const std::uint8_t>(zero);
   w.bits = nb::cast<size_t>(sizes[0]), w.rows = nb::cast<size_t>(sizes[1]), w.columns = nb::cast<size_t>(sizes[2]);
   w.group_size = nb::cast<size_t>(sizes[3]), w.groups = nb::cast<size_t>(sizes[4]), w.zero_bytes = nb::cast<size_t>(sizes[5]);
   w.scale_mul = nb::cast<float>(scalars[0]), w.zero_mul = nb::cast<float>(scalars[1]), w.zero_add = nb::cast<float>(scalars[2]);
-  w.grain = at<const std::uint8_t>(grain);
+  w.grain = at<const std::uint8_t>(grain), w.mask = at<const std::uint8_t>(mask);
   linear.parts.push_back({w, offset});
   linear.rows = offset + w.rows, linear.columns = w.columns;
 }
@@ -48,7 +48,7 @@ void bind_structures(nb::module_& m) {
   nb::class_<Linear>(m, "Linear")
       .def(nb::init<>())
       .def("add_part", &add_part, "planes"_a, "scale"_a, "zero"_a, "sizes"_a, "scalars"_a, "offset"_a,
-           "grain"_a = 0)
+           "grain"_a = 0, "mask"_a = 0)
       .def("set_scheme", &set_scheme, "facts"_a.none(), "scale"_a, "offset"_a, "bypass"_a, "bypassed"_a)
       .def("set_side", &set_side, "sums"_a, "groups"_a, "columns"_a, "width"_a)
       .def("set_rotation", [](Linear& l, Address factor, size_t order,

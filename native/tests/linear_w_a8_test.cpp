@@ -6,7 +6,40 @@ using namespace anybit;
 
 namespace {
 
-void check(const Tiles& w, size_t tokens) {
+// A 2:4-sparse weight: the kept codes as tiles of half the columns, and which they are.
+struct Sparse {
+  Tiles whole, kept;
+  Exact<std::uint8_t> mask;
+
+  Sparse(size_t bits, size_t rows, size_t columns, size_t group)
+      : whole(bits, rows, columns, group, 0), kept(bits, rows, (columns + 3) / 4 * 2, columns, 0),
+        mask(whole.blocks * ((columns + 31) / 32) * 64) {
+    const auto zero = static_cast<std::uint8_t>(1 << (bits - 1));
+    for (size_t n = 0; n < rows; ++n)
+      for (size_t k = 0; k < kept.columns * 2; ++k) {
+        const size_t four = k / 4, first = (n + four) % 4, second = (first + 1 + four % 3) % 4, c = k % 4;
+        auto& code = whole.codes[n * columns + std::min(k, columns - 1)];
+        if (c != first && c != second) {
+          if (k < columns) code = zero;
+          continue;
+        }
+        const size_t at = four * 2 + (c > std::min(first, second));
+        kept.codes[n * kept.columns + at] = k < columns ? code ^ zero : 0;
+        mask[(n / 16 * ((columns + 31) / 32) + k / 32) * 64 + n % 16 * 4 + k % 32 / 8] |= static_cast<std::uint8_t>(1 << k % 8);
+      }
+    for (size_t i = 0; i < bits * rows * kept.columns; ++i)
+      kept.set_bit(i / kept.columns / rows, i / kept.columns % rows, i % kept.columns);
+    tile_planes({kept.planes.data(), bits, rows, kept.columns}, kept.lines.data());
+  }
+
+  TiledWeight view() const {
+    TiledWeight w = whole.view();
+    w.planes = kept.lines.data(), w.mask = mask.data();
+    return w;
+  }
+};
+
+void check(const Tiles& w, const TiledWeight& view, size_t tokens) {
   const size_t stride = activation_stride(w.columns);
   std::mt19937 random(static_cast<unsigned>(tokens));
   Exact<std::int8_t> codes(tokens * stride);
@@ -18,8 +51,8 @@ void check(const Tiles& w, size_t tokens) {
       x_sums[t * w.groups + k / w.group] += codes[t * stride + k];
     }
   const Activations x{codes.data(), x_scale.data(), x_sums.data(), tokens, w.columns, stride, w.group, w.groups};
-  linear_w_a8_sums(w.view(), x, sums.data());
-  linear_w_a8(w.view(), x, y.data(), w.rows);
+  linear_w_a8_sums(view, x, sums.data());
+  linear_w_a8(view, x, y.data(), w.rows);
   for (size_t t = 0; t < tokens; ++t)
     for (size_t n = 0; n < w.rows; ++n) {
       double want = 0;
@@ -42,7 +75,12 @@ void check_all() {
       for (size_t group : {size_t{32}, size_t{64}, columns})
         for (size_t rows : {1, 16, 35}) {
           const size_t zero_bytes[] = {0, 16, size_t{bits <= 4 ? 8u : 16u}};
-          check(Tiles(bits, rows, columns, group, zero_bytes[turn % 3]), tokens[turn % 7]);
+          const Tiles dense(bits, rows, columns, group, zero_bytes[turn % 3]);
+          check(dense, dense.view(), tokens[turn % 7]);
+          if (bits > 1 && group != 32) {
+            const Sparse sparse(bits, rows, columns, group);
+            check(sparse.whole, sparse.view(), tokens[turn % 7]);
+          }
           turn += turn % 11 == 10 ? 2 : 1;  // so that zeros, tokens and shapes do not keep step
         }
 }

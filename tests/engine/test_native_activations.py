@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from anybit.errors import KernelUnavailable
 from anybit.formats.activation import FloatActivations, IntActivations
 from anybit.formats.affine import Affine
 from anybit.formats.dual_grained import DualGrained
+from anybit.formats.planes import unpack
 from anybit.formats.terms import CodeTerm, ColumnsTerm, Term, save_terms
 from anybit.kernels import native
 from anybit.kernels.hadamard.matrices import matrix
-from anybit.kernels.linear_w_a8 import tiles
+from anybit.kernels.linear_w_a8 import sparse, tiles
 from anybit.kernels.quantize_activations import op as quantize_activations
 from anybit.layers.embedding import TiedHead
 from anybit.layers.integer import IntegerProduct
@@ -116,6 +118,15 @@ def affine(rows: int, bits: int, group: int, symmetric: bool, bypass: torch.Tens
     return [CodeTerm.from_codes(grid.encode(weight), grid), *columns]
 
 
+def sparse_24(rows: int) -> list[Term]:
+    terms = affine(rows, 4, COLUMNS, True, BYPASS)
+    assert isinstance(terms[0], CodeTerm)
+    codes = unpack(terms[0].planes, COLUMNS)
+    pruned = torch.rand(rows, COLUMNS // 4, 4).argsort(2)[:, :, :2]
+    codes = codes.view(rows, -1, 4).scatter(2, pruned, 8).view(rows, COLUMNS)
+    return [CodeTerm.from_codes(codes, terms[0].decoder, "2:4"), terms[1]]
+
+
 def dual(rows: int, group: int) -> list[Term]:
     scale, zero = (
         torch.full((rows, COLUMNS // group), 11, dtype=torch.uint8),
@@ -132,6 +143,7 @@ LAYERS = {
     "w4a8-groups": lambda: (affine(40, 4, 64, False), IntActivations(), {}),
     "w4a4-asymmetric": lambda: (affine(40, 4, COLUMNS, True, BYPASS), IntActivations(bits=4, symmetric=False), {}),
     "w6a6-groups": lambda: (affine(40, 6, 32, True), IntActivations(bits=6, granularity="group", group_size=64), {}),
+    "2:4-sparse": lambda: (sparse_24(40), IntActivations(bits=4, symmetric=False), {}),
     "rounded-zero": lambda: (
         affine(40, 3, 64, False),
         IntActivations(bits=4, symmetric=False, rounded_zero=True, clip=0.9),
@@ -150,7 +162,8 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_a_linear_is_the_torch_layer_bit_for_bit(case: str) -> None:
+def test_a_linear_is_the_torch_layer_bit_for_bit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "NARROW", 0)
     torch.manual_seed(0)
     layers = [LAYERS[case](), LAYERS["w4a8-groups"](), LAYERS[case]()]
     one = OneLinear(layers)
@@ -160,6 +173,13 @@ def test_a_linear_is_the_torch_layer_bit_for_bit(case: str) -> None:
             x, y = one(tokens)
             assert torch.equal(y, torch.cat([product(x) for product in products], 1))
             assert torch.equal(one(1)[1], y[:1])
+
+
+def test_the_torch_layer_is_compressed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "NARROW", 0)
+    for isa, _ in every_machine():
+        found = IntegerProduct(*LAYERS["2:4-sparse"]())._weight.mask
+        assert (found is None) == (isa == "scalar")
 
 
 def test_joined_layers_share_scheme_and_side() -> None:
@@ -300,6 +320,31 @@ def test_bytes_read_are_what_forms_say(tmp_path: Path) -> None:
     model = NativeModel.open(directory, max_tokens=64, verify=False)
     model.prefill(text(5))
     assert model.weight_bytes() == planned_bytes(read_config(directory), 8, tokens=5)
+
+
+def test_a_sparse_model_reads_less_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "NARROW", 0)
+    save_tiny("llama", tmp_path / "float")
+    (tmp_path / "text.txt").write_text("some words of text " * 50)
+    recipe = RECIPES["w4a8"].replace("name: rtn, targets: [linears]", "name: quik, targets: [linears]")
+    recipe = recipe.replace("group_size: 32, symmetric: false", 'outliers: 8, sparsity: "2:4"')
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    options: dict[str, Any] = {"samples": 2, "seq_len": 32, "threads": 1, "calibration": str(tmp_path / "text.txt")}
+    anybit.quantize(str(tmp_path / "float"), recipe=str(tmp_path / "recipe.yaml"), out=str(tmp_path / "out"), **options)
+    rows = json.loads((tmp_path / "out" / "ledger.json").read_text())["tensors"]
+    kernels = {row["name"]: row["kernel"] for row in rows}
+    vectors = native.isa() != "scalar"
+    assert kernels["model.layers.0.self_attn.q_proj"] == f"linear_w_a8 ({'2:4' if vectors else 'dense'})"
+    assert kernels["model.layers.0.mlp.down_proj"] == "linear_w_a8"
+    found, read = [], []
+    for narrow in (0, 1024):
+        monkeypatch.setattr(sparse, "NARROW", narrow)
+        model = NativeModel.open(tmp_path / "out", max_tokens=128, verify=False)
+        found.append(model.logits(text(20)))
+        read.append(model.weight_bytes())
+        assert read[-1] == planned_bytes(read_config(tmp_path / "out"), 8, tokens=20)
+    assert torch.equal(*found)
+    assert (read[0].layers < read[1].layers) == vectors
 
 
 def test_what_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:

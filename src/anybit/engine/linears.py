@@ -100,7 +100,12 @@ class LinearBuilder:
             tiled = next(iter(views.values()))
             self.kept.append(views)
             linear.add_part(
-                tiled.planes.ctypes.data, *_tables(tiled), tiled.sizes, tiled.factors, offset, _address(tiled.grain)
+                tiled.planes.ctypes.data,
+                *_tables(tiled),
+                tiled.sizes,
+                tiled.factors,
+                offset,
+                *(_address(tiled.grain), _address(tiled.mask)),
             )
             for bits in range(1, MAX_BITS + 1) if len(views) > 1 else ():
                 view = views[width_read(sorted(views), bits)]

@@ -65,7 +65,9 @@ def _tiled_bytes(rows: int, form: Form, bits: int) -> int:
         tables = groups(columns, part["group_size"]) * (ROWS + zero) + 2 * ROWS
     else:  # as bytes
         width, tables = 8, groups(columns, size or columns) * 2 * ROWS
-    return blocks * (width * -(-columns // COLUMNS) * LINE + tables + _side_bytes(form))
+    chunks = -(-columns // COLUMNS)
+    lines = width * -(-chunks // 2) + chunks if stored.in_pairs(part, columns, size) else width * chunks
+    return blocks * (lines * LINE + tables + _side_bytes(form))
 
 
 def _side_bytes(form: Form) -> int:

@@ -82,6 +82,15 @@ def form_refusal(form: Form, spec: ActivationSpec) -> str:
     return stored.nesting_refusal(codes[0], form["shape"][1], spec.columns_per_group(form["shape"][1]))
 
 
+def layout(form: Form, spec: ActivationSpec) -> str:
+    """What the ledger says of a 2:4-sparse layer that the integer kernel runs: how its codes lie there. Empty for others."""
+    (part,) = [part for part in form["terms"] if part["term"] == "code"]
+    if not part.get("sparsity"):
+        return ""
+    columns = form["shape"][1]
+    return " (2:4)" if stored.in_pairs(part, columns, spec.columns_per_group(columns)) else " (dense)"
+
+
 def fake(terms: Sequence[Term], encode: Encode, bits: int | None = None) -> Callable[[Tensor], Tensor]:
     """The same product in float, at precision `bits`: dequantized activations times dequantized weights, x float32 [T, K] ->
     [T, N]."""
@@ -112,7 +121,7 @@ def _side(sums: Array | None, terms: Sequence[ColumnsTerm]) -> Side | None:
 
 
 def _part(term: CodeTerm) -> Form:
-    return {"term": "code", "columns": list(term.columns), **term.decoder.form()}
+    return {"term": "code", "columns": list(term.columns), **term.decoder.form(), "sparsity": term.sparsity}
 
 
 def _stored(term: CodeTerm) -> tuple[Form, dict[str, Array]]:

@@ -199,7 +199,7 @@ def kernel_name(form: Form, tokens: int) -> str:
     spec = restore_activations(form)
     if spec is not None:
         exact = not native.refusal() and not integer.form_refusal(form, spec)
-        return "linear_w_a8" if exact else "reference"
+        return f"linear_w_a8{integer.layout(form, spec)}" if exact else "reference"
     kinds = {_KERNEL_KINDS.get(part.get("kind", part["term"])) for part in form["terms"]}
     names = {linear_w_a16.choose(tokens, kind=kind) if kind else "reference" for kind in kinds}
     return names.pop() if len(names) == 1 else "reference"

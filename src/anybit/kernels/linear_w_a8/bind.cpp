@@ -4,11 +4,13 @@
 namespace anybit {
 namespace {
 
-TiledWeight weight_at(Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple factors, Address grain) {
+TiledWeight weight_at(Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple factors, Address grain,
+                      Address mask) {
   const auto size = [&](int i) { return nb::cast<size_t>(sizes[i]); };
   const auto factor = [&](int i) { return nb::cast<float>(factors[i]); };
   return {at<const std::uint8_t>(planes), at<const std::uint16_t>(scale), at<const std::uint8_t>(zero), size(0), size(1), size(2),
-          size(3), size(4), size(5), factor(0), factor(1), factor(2), at<const std::uint8_t>(grain)};
+          size(3), size(4), size(5), factor(0), factor(1), factor(2), at<const std::uint8_t>(grain),
+          at<const std::uint8_t>(mask)};
 }
 
 Activations activations_at(Address codes, Address scale, Address sums, size_t tokens, const TiledWeight& w) {
@@ -35,24 +37,25 @@ void bind_linear_w_a8(nb::module_& m) {
   m.def(
       "linear_w_a8",
       [](Address codes, Address x_scale, Address x_sums, size_t tokens, Address planes, Address scale, Address zero, nb::tuple sizes,
-         nb::tuple factors, Address y, Address grain) {
-        const TiledWeight w = weight_at(planes, scale, zero, sizes, factors, grain);
+         nb::tuple factors, Address y, Address grain, Address mask) {
+        const TiledWeight w = weight_at(planes, scale, zero, sizes, factors, grain, mask);
         const Activations x = activations_at(codes, x_scale, x_sums, tokens, w);
         const nb::gil_scoped_release unlocked;
         linear_w_a8(w, x, at<float>(y), w.rows);
       },
       "codes"_a, "x_scale"_a, "x_sums"_a, "tokens"_a, "planes"_a, "scale"_a, "zero"_a.none(), "sizes"_a, "factors"_a, "y"_a,
-      "grain"_a = 0);
+      "grain"_a = 0, "mask"_a = 0);
   m.def(
       "linear_w_a8_sums",
-      [](Address codes, size_t tokens, Address planes, nb::tuple sizes, Address sums, Address x_sums, Address zero, Address grain) {
-        const TiledWeight w = weight_at(planes, 0, zero, sizes, nb::make_tuple(1.0f, 1.0f, 0.0f), grain);
+      [](Address codes, size_t tokens, Address planes, nb::tuple sizes, Address sums, Address x_sums, Address zero, Address grain,
+         Address mask) {
+        const TiledWeight w = weight_at(planes, 0, zero, sizes, nb::make_tuple(1.0f, 1.0f, 0.0f), grain, mask);
         const Activations x = activations_at(codes, x_sums, x_sums, tokens, w);
         const nb::gil_scoped_release unlocked;
         linear_w_a8_sums(w, x, at<std::int32_t>(sums));
       },
       "codes"_a, "tokens"_a, "planes"_a, "sizes"_a, "sums"_a,
-      "x_sums"_a = 0, "zero"_a = 0, "grain"_a = 0);
+      "x_sums"_a = 0, "zero"_a = 0, "grain"_a = 0, "mask"_a = 0);
 }
 
 }  // namespace anybit

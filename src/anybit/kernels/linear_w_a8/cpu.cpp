@@ -20,55 +20,17 @@
 #else
 #include "vector_scalar.h"
 #endif
+#include "sources.h"
 
 namespace anybit::ANYBIT_TARGET {
 namespace {
 
-// Bytes ahead of use that a stream is asked for: with several streams the hardware's own guesses stop at every page. Measured.
-constexpr size_t kPlanesAhead = 2048, kScaleAhead = 1024, kZeroAhead = 512;
-constexpr size_t kQuads = 8;         // quads of columns in a chunk
+#if defined(ANYBIT_TARGET_scalar)
+constexpr size_t kDirectTokens = 0;  // strips alone: a fifth of the code, 5 to 13 % slower for 1 to 4 tokens
+#else
 constexpr size_t kDirectTokens = 8;  // up to here expanding again for every four tokens costs less than a strip
+#endif
 constexpr size_t kTokenChunk = 256;  // tokens whose activations stay in the second-level cache under a passing strip
-alignas(64) constexpr std::uint8_t kZeros[TiledWeight::kBytes] = {};
-
-ANYBIT_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
-// Lines that expand() is asked for: 2, 4 or 8; the missing ones are zero planes on top.
-constexpr size_t lines_for(size_t bits) { return bits <= 2 ? 2 : bits <= 4 ? 4 : 8; }
-
-// Codes of a row block straight from B planes.
-template <size_t B>
-struct FromPlanes {
-  static constexpr size_t kLines = lines_for(B);
-  static constexpr bool kStreams = true;
-  const std::uint8_t* plane[B];
-
-  ANYBIT_INLINE FromPlanes(const TiledWeight& w, size_t block) {
-    for (size_t p = 0; p < B; ++p) plane[p] = w.planes + p * w.plane_bytes() + block * w.chunks() * TiledWeight::kBytes;
-  }
-  ANYBIT_INLINE void load(size_t chunk, Codes (&out)[kQuads]) const {
-    const std::uint8_t* lines[kLines];
-#pragma GCC unroll 8
-    for (size_t p = 0; p < kLines; ++p)
-      lines[p] = p < kLines - B ? kZeros : plane[p - (kLines - B)] + chunk * TiledWeight::kBytes;
-#pragma GCC unroll 8
-    for (size_t p = 0; p < B; ++p) __builtin_prefetch(plane[p] + chunk * TiledWeight::kBytes + kPlanesAhead);
-    expand<kLines>(lines, out);
-  }
-};
-
-// Codes of a row block expanded before: [chunks][8][64].
-template <size_t L>
-struct FromStrip {
-  static constexpr size_t kLines = L;
-  static constexpr bool kStreams = false;
-  const std::uint8_t* codes;
-
-  ANYBIT_INLINE void load(size_t chunk, Codes (&out)[kQuads]) const {
-#pragma GCC unroll 8
-    for (size_t q = 0; q < kQuads; ++q) out[q] = load_codes(codes + (chunk * kQuads + q) * 64);
-  }
-};
 
 // Scale and zero of 16 rows in one group.
 struct Grid {
@@ -207,18 +169,6 @@ void multiply_all(const Source& source, const TiledWeight& w, const Activations&
   if (begin < end) multiply<1>(source, w, x, out, block, begin);
 }
 
-// Codes of a row block as bytes, an even number of chunks (the last may be zeros).
-template <size_t B>
-void expand_strip(const TiledWeight& w, size_t block, std::uint8_t* strip) {
-  const FromPlanes<B> source(w, block);
-  for (size_t chunk = 0; chunk < w.chunks(); ++chunk) {
-    Codes codes[kQuads];
-    source.load(chunk, codes);
-    for (size_t q = 0; q < kQuads; ++q) store_codes(strip + (chunk * kQuads + q) * 64, codes[q]);
-  }
-  if (w.chunks() % 2) std::memset(strip + w.chunks() * 512, 0, 512);
-}
-
 ANYBIT_INLINE size_t strip_bytes(const TiledWeight& w) { return (w.chunks() + 1) / 2 * 1024; }
 
 // `bytes` of a vector that only grows, on a cache line.
@@ -235,12 +185,11 @@ ANYBIT_INLINE std::uint8_t* aligned(std::vector<std::uint8_t>& memory, size_t by
 namespace anybit::ANYBIT_TARGET {
 namespace {
 #else
-template <size_t B>
-ANYBIT_INLINE size_t multiply_tiles(const TiledWeight&, const Activations&, const Output&, size_t, size_t, size_t begin, size_t,
-                                    std::vector<std::uint8_t>&) {
+ANYBIT_INLINE size_t multiply_tiles(ExpandStrip, const TiledWeight&, const Activations&, const Output&, size_t, size_t, size_t begin,
+                                    size_t, std::vector<std::uint8_t>&) {
   return begin;
 }
-template <size_t B>
+template <class Source>
 ANYBIT_INLINE bool multiply_few(const TiledWeight&, const Activations&, const Output&, size_t, size_t) {
   return false;
 }
@@ -248,9 +197,9 @@ ANYBIT_INLINE bool multiply_few(const TiledWeight&, const Activations&, const Ou
 
 // Row blocks [first, last) for more tokens than are worth expanding again for: by strips, two blocks at a time where there are
 // registers for it.
-template <size_t B, size_t L>
-void multiply_strips(const TiledWeight& stored, const Activations& whole, const Output& out, size_t first, size_t last, size_t begin,
-                     size_t end, std::vector<std::uint8_t>& memory) {
+template <size_t L>
+void multiply_strips(ExpandStrip expand, const TiledWeight& stored, const Activations& whole, const Output& out, size_t first,
+                     size_t last, size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
   constexpr size_t kTokens = 6;
   const RowView view(stored, whole, begin, end);
   const TiledWeight& w = view.w;
@@ -260,7 +209,7 @@ void multiply_strips(const TiledWeight& stored, const Activations& whole, const 
   for (size_t block = first, count; block < last; block += count) {
     count = kPairs && block + 2 <= last ? 2 : 1;
     for (size_t i = 0; i < count; ++i) {
-      expand_strip<B>(stored, block + i, strip + i * bytes);
+      expand(stored, block + i, strip + i * bytes);
       if (stored.grain) expand_grains(stored, block + i, kByteZero, strip + i * bytes);
     }
     size_t token = begin;
@@ -270,27 +219,45 @@ void multiply_strips(const TiledWeight& stored, const Activations& whole, const 
   }
 }
 
-template <size_t B>
-void run_width(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
-  static thread_local std::vector<std::uint8_t> memory;
-  if (multiply_few<B>(w, x, out, first, last)) return;
-  for (size_t begin = 0; begin < x.tokens; begin += kTokenChunk) {
-    const size_t end = least(begin + kTokenChunk, x.tokens), rest = multiply_tiles<B>(w, x, out, first, last, begin, end, memory);
-    const bool strips = end - rest > kDirectTokens;
-    if (strips && !w.grain) multiply_strips<B, lines_for(B)>(w, x, out, first, last, rest, end, memory);
-    else if (strips && !out.sums) multiply_strips<B, 8>(w, x, out, first, last, rest, end, memory);
-    else
-      for (size_t block = first; block < last; ++block) {
-        const FromPlanes<B> source(w, block);
-        w.grain ? multiply_all_grains(source, w, x, out, block, rest, end) : multiply_all(source, w, x, out, block, rest, end);
+// The same for few tokens: straight from the planes.
+template <class Source>
+void multiply_directly(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last, size_t begin,
+                       size_t end) {
+  for (size_t block = first; block < last; ++block) {
+    const Source source(w, block);
+    if constexpr (!Source::kSparse) {
+      if (w.grain) {
+        multiply_all_grains(source, w, x, out, block, begin, end);
+        continue;
       }
+    }
+    if constexpr (kDirectTokens > 0) multiply_all(source, w, x, out, block, begin, end);
+  }
+}
+
+template <class Source>
+void run_source(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
+  static thread_local std::vector<std::uint8_t> memory;
+  const ExpandStrip expand = expand_strip<Source>;
+  if (multiply_few<Source>(w, x, out, first, last)) return;
+  for (size_t begin = 0; begin < x.tokens; begin += kTokenChunk) {
+    const size_t end = least(begin + kTokenChunk, x.tokens);
+    const size_t rest = multiply_tiles(expand, w, x, out, first, last, begin, end, memory);
+    const bool strips = end - rest > kDirectTokens;
+    if (strips && !w.grain) multiply_strips<Source::kLines>(expand, w, x, out, first, last, rest, end, memory);
+    else if (strips && !out.sums) multiply_strips<8>(expand, w, x, out, first, last, rest, end, memory);
+    else multiply_directly<Source>(w, x, out, first, last, rest, end);
   }
 }
 
 void run_blocks(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
-  constexpr decltype(&run_width<1>) by_width[] = {run_width<1>, run_width<2>, run_width<3>, run_width<4>,
-                                                  run_width<5>, run_width<6>, run_width<7>, run_width<8>};
-  by_width[w.bits - 1](w, x, out, first, last);
+  constexpr decltype(&run_source<FromPlanes<1>>) dense[] = {
+      run_source<FromPlanes<1>>, run_source<FromPlanes<2>>, run_source<FromPlanes<3>>, run_source<FromPlanes<4>>,
+      run_source<FromPlanes<5>>, run_source<FromPlanes<6>>, run_source<FromPlanes<7>>, run_source<FromPlanes<8>>};
+  constexpr decltype(&run_source<FromPairs<2>>) sparse[] = {
+      run_source<FromPairs<2>>, run_source<FromPairs<3>>, run_source<FromPairs<4>>, run_source<FromPairs<5>>,
+      run_source<FromPairs<6>>, run_source<FromPairs<7>>, run_source<FromPairs<8>>};
+  (w.mask ? sparse[w.bits - 2] : dense[w.bits - 1])(w, x, out, first, last);
 }
 
 // 32 columns of a row as a word; what lies beyond the last column reads as 0.

@@ -12,6 +12,10 @@ namespace anybit {
 //
 // Dual-grained (DGQ, QoQ), where `grain` is set: w[n, k] = scale[n] (grain[n, g] (code[n, k] - zero[n, g])), the inner product a
 // signed byte. Its groups are summed in integers and scaled once a row, so an activation's scale is one for the whole token.
+//
+// 2:4 sparse, where `mask` is set: planes hold the two kept codes of every four columns alone (the tiles of half the columns, so
+// a line covers 64), as two's complement around the grid's zero 2^(bits - 1), which all other columns are. A line of masks is 32
+// columns of 16 rows, a bit each, a word a row. Symmetric codes only, read at the width they are stored at; groups of whole lines.
 struct TiledWeight {
   static constexpr size_t kRows = 16, kColumns = 32, kBytes = 64;
 
@@ -23,14 +27,17 @@ struct TiledWeight {
   size_t zero_bytes;            // 16: a byte a row; 8: row r in the low nibble of byte r, row r + 8 in the high one
   float scale_mul, zero_mul, zero_add;
   const std::uint8_t* grain = nullptr;  // [row_blocks][groups][16], or null; padding rows 0
+  const std::uint8_t* mask = nullptr;   // 2:4 sparse: [row_blocks][chunks][64], or null
 
   ANYBIT_INLINE size_t row_blocks() const { return (rows + kRows - 1) / kRows; }
   ANYBIT_INLINE size_t chunks() const { return (columns + kColumns - 1) / kColumns; }
-  ANYBIT_INLINE size_t plane_bytes() const { return row_blocks() * chunks() * kBytes; }
+  ANYBIT_INLINE size_t line_columns() const { return mask ? 2 * kColumns : kColumns; }
+  ANYBIT_INLINE size_t lines() const { return (columns + line_columns() - 1) / line_columns(); }  // of a plane, a row block
+  ANYBIT_INLINE size_t plane_bytes() const { return row_blocks() * lines() * kBytes; }
   // What a kernel reads of it: the planes in use, with their padding, and both tables.
   ANYBIT_INLINE size_t bytes() const {
     const size_t scales = grain ? kRows * (groups + sizeof(*scale)) : kRows * groups * sizeof(*scale);
-    return bits * plane_bytes() + row_blocks() * (scales + (zero ? groups * zero_bytes : 0));
+    return bits * plane_bytes() + row_blocks() * (scales + (zero ? groups * zero_bytes : 0) + (mask ? chunks() * kBytes : 0));
   }
   // Whether sum - zero * sum of activations is a difference of whole numbers that float32 might round: it is then taken in
   // integers. Sums of up to 512 columns are exact either way.

@@ -45,8 +45,8 @@ def of_numpy(made: tiles.Tiled[tiles.Array]) -> Tiled:
     """The same memory as PyTorch's."""
     zero = None if made.zero is None else torch.from_numpy(made.zero)
     arrays = (torch.from_numpy(made.planes), torch.from_numpy(made.scale), zero)
-    grain = None if made.grain is None else torch.from_numpy(made.grain)
-    return Tiled(*arrays, made.bits, made.rows, made.columns, made.group_size, *made.factors, grain)
+    grain, mask = (None if table is None else torch.from_numpy(table) for table in (made.grain, made.mask))
+    return Tiled(*arrays, made.bits, made.rows, made.columns, made.group_size, *made.factors, grain, mask)
 
 
 def quantize(x: Tensor, group_size: int) -> Quantized:
@@ -57,7 +57,7 @@ def quantize(x: Tensor, group_size: int) -> Quantized:
 def sums(x: Quantized, w: Tiled) -> Tensor:
     """The exact sums of codes times codes, int32 [T, G, N]; dual-grained: of codes times inner products, [T, 1, N]."""
     out = torch.empty(len(x.codes), 1 if w.grain is not None else w.sizes[4], w.rows, dtype=torch.int32)
-    tables = (_address(x.sums), _address(w.zero), _address(w.grain))
+    tables = (_address(x.sums), _address(w.zero), _address(w.grain), _address(w.mask))
     native.loaded().linear_w_a8_sums(
         x.codes.data_ptr(), len(x.codes), w.planes.data_ptr(), w.sizes, out.data_ptr(), *tables
     )
@@ -82,5 +82,5 @@ def prepared(x: Quantized, w: Tiled, y: Tensor) -> Callable[[], None]:
         native.loaded().linear_w_a8,
         *(x.codes.data_ptr(), x.scale.data_ptr(), x.sums.data_ptr(), len(x.codes)),
         *(w.planes.data_ptr(), w.scale.data_ptr(), _address(w.zero), w.sizes, w.factors),
-        *(y.data_ptr(), _address(w.grain)),
+        *(y.data_ptr(), _address(w.grain), _address(w.mask)),
     )

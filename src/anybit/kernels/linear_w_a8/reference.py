@@ -40,6 +40,19 @@ def untile(tiles: Tensor, rows: int, columns: int) -> Tensor:
     return (cells * weights.view(-1, 1, 1)).sum(0).to(torch.uint8)
 
 
+def decompress(tiles: Tensor, mask: Tensor, rows: int, columns: int) -> Tensor:
+    """The codes uint8 [N, K] in compressed tiles of a 2:4-sparse weight: uint8 [b, ceil(N/16), ceil(K/64), 64], and mask uint8
+    [ceil(N/16), ceil(K/32), 64], of which a row of a line has four bytes."""
+    bits, blocks, chunks = len(tiles), len(mask), mask.shape[1]
+    fours = -(-columns // 4)
+    kept = untile(tiles, blocks * ROWS, fours * 2).view(blocks * ROWS, fours, 2)
+    bytes_ = mask.view(blocks, chunks, ROWS, 4).permute(0, 2, 1, 3).reshape(1, blocks * ROWS, chunks * 4)
+    marked = unpack(bytes_, chunks * COLUMNS).view(blocks * ROWS, -1, 4)[:, :fours]
+    place = (marked.cumsum(2) - 1).clamp(0, 1)
+    codes = kept.gather(2, place) * marked
+    return (codes ^ 2 ** (bits - 1)).reshape(blocks * ROWS, -1)[:rows, :columns]
+
+
 def sums(codes: Tensor, weights: Tensor, group_size: int) -> Tensor:
     """Activation codes int8 [T, K] times weight codes uint8 [N, K], per group: int64 [T, G, N]."""
     count = groups(weights.shape[1], group_size)

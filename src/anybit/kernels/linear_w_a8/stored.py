@@ -12,7 +12,7 @@ import numpy as np
 
 from anybit.formats.form import Form, groups
 from anybit.kernels import native
-from anybit.kernels.linear_w_a8 import dual_grained
+from anybit.kernels.linear_w_a8 import dual_grained, sparse
 from anybit.kernels.linear_w_a8.tiles import COLUMNS, LINE, ROWS, Array, Empty, Tiled, refusal, tile_joined
 
 KINDS = ("affine", "bipolar", "dual_grained")
@@ -40,6 +40,11 @@ def in_planes(part: Form, columns: int, reach: int | None) -> bool:
     have a kernel for scales alone."""
     size = part["group_size"]
     return reach is not None and reach >= columns and (size % COLUMNS == 0 or size >= columns)
+
+
+def in_pairs(part: Form, columns: int, reach: int | None) -> bool:
+    """Whether a 2:4-sparse term is compressed: `linear_w_bf16`, for float activations, reads dense tiles alone."""
+    return reach is not None and not sparse.dense_reason(part, columns, common_group(part, columns, reach))
 
 
 def tile(part: Form, saved: Sequence[Saved], columns: int, reach: int | None, empty: Empty = np.empty) -> Tiled[Array]:
@@ -71,6 +76,8 @@ def tile(part: Form, saved: Sequence[Saved], columns: int, reach: int | None, em
         )
         for each in saved
     ]
+    if in_pairs(part, columns, reach):
+        return sparse.tile_sparse([(planes, scale) for planes, scale, _ in parts], group, columns, empty)
     tiled = tile_joined(parts, group, columns, empty)
     if part["kind"] == "bipolar":  # 2 c - (2^b - 1) = 2 (c - (2^b - 1) / 2)
         return replace(tiled, scale_mul=2.0, zero_add=(2 ** part["bits"] - 1) / 2)
@@ -89,7 +96,7 @@ def row_sums(w: Tiled[Array], reach: int) -> Array:
     sums = np.empty((1 if w.grain is not None else count, rows), np.int32)
     native.loaded().linear_w_a8_sums(
         *(ones.ctypes.data, 1, w.planes.ctypes.data, w.sizes, sums.ctypes.data),
-        *(counts.ctypes.data, *(0 if table is None else table.ctypes.data for table in (w.zero, w.grain))),
+        *(counts.ctypes.data, *(0 if table is None else table.ctypes.data for table in (w.zero, w.grain, w.mask))),
     )
     steps = sums.T.astype(np.float64)
     if w.grain is None:

@@ -38,6 +38,8 @@ class Tiled(Generic[A]):
         group_size: columns per scale; a multiple of 32, or K.
         scale_mul, zero_mul, zero_add: factors that turn the stored grid into the one in use.
         grain: uint8 [ceil(N/16), G, 16] of a dual-grained weight: its groups are scaled in integers.
+        mask: uint8 [ceil(N/16), ceil(K/32), 64] of a 2:4-sparse weight, whose planes hold kept columns alone (`sparse.py`):
+            [b, ceil(N/16), ceil(K/64), 64].
     """
 
     planes: A
@@ -51,6 +53,7 @@ class Tiled(Generic[A]):
     zero_mul: float
     zero_add: float
     grain: A | None = None
+    mask: A | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:

@@ -61,15 +61,18 @@ void center_strip(std::uint8_t* strip, const TiledWeight& w, size_t block) {
 // while memory is read. Of `turns` passes over the strip, pass `turn` asks for its share of the planes.
 struct Ahead {
   const std::uint8_t* lines[8];
-  size_t count = 0;
+  const std::uint8_t* mask = nullptr;
+  size_t count = 0, line_columns;
 
-  Ahead(const TiledWeight& w, size_t block, size_t turn, size_t turns) {
+  Ahead(const TiledWeight& w, size_t block, size_t turn, size_t turns) : line_columns(w.line_columns()) {
     if (block >= w.row_blocks()) return;
-    const std::uint8_t* at = w.planes + block * w.chunks() * TiledWeight::kBytes;
+    const std::uint8_t* at = w.planes + block * w.lines() * TiledWeight::kBytes;
     for (size_t plane = turn; plane < w.bits; plane += turns) lines[count++] = at + plane * w.plane_bytes();
+    if (w.mask && turn == turns - 1) mask = w.mask + block * w.chunks() * TiledWeight::kBytes;
   }
   ANYBIT_INLINE void ask(size_t column) const {
-    for (size_t i = 0; i < count; ++i) __builtin_prefetch(lines[i] + column / TiledWeight::kColumns * TiledWeight::kBytes, 0, 2);
+    for (size_t i = 0; i < count; ++i) __builtin_prefetch(lines[i] + column / line_columns * TiledWeight::kBytes, 0, 2);
+    if (mask) __builtin_prefetch(mask + column / TiledWeight::kColumns * TiledWeight::kBytes, 0, 2);
   }
 };
 
@@ -170,9 +173,8 @@ namespace {
 
 // Whole blocks of 16 tokens in [begin, end) for row blocks [first, last), several at a time: while their strips fit the
 // first-level cache together, the activations come from the second level once for all of them. Returns where the rest begins.
-template <size_t B>
-size_t multiply_tiles(const TiledWeight& stored, const Activations& given, const Output& out, size_t first, size_t last,
-                      size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
+size_t multiply_tiles(ExpandStrip expand, const TiledWeight& stored, const Activations& given, const Output& out, size_t first,
+                      size_t last, size_t begin, size_t end, std::vector<std::uint8_t>& memory) {
   constexpr size_t kStrips = 4, kFirstLevel = 20 << 10;
   const size_t whole = begin + (end - begin) / kTileTokens * kTileTokens;
   if (whole == begin) return begin;
@@ -191,7 +193,7 @@ size_t multiply_tiles(const TiledWeight& stored, const Activations& given, const
     const size_t stop = least(first + strips, last);
     for (size_t block = first; block < stop; ++block) {
       std::uint8_t* at = strip + (block - first) * bytes;
-      expand_strip<B>(stored, block, at);
+      expand(stored, block, at);
       if (stored.grain) expand_grains(stored, block, 0, at);
       else if (centred) center_strip(at, w, block);
     }

@@ -17,7 +17,7 @@ ANYBIT_INLINE bool suits_few(const TiledWeight& w, size_t tokens) {
 }
 
 // Groups of row blocks, counted on from one row block to the next.
-template <size_t B, bool kCentred>
+template <class Source, bool kCentred>
 class Few {
  public:
   Few(const TiledWeight& w, const Activations& x, const Output& out, size_t first)
@@ -93,7 +93,7 @@ class Few {
   const TiledWeight& w_;
   const Activations& x_;
   const Output& out_;
-  const FromPlanes<B> source_;
+  const Source source_;
   const size_t per_group_, table_;      // chunks of a group; where the tables begin
   size_t now_ = 0, done_ = 0;           // the next group's place in its row block, of products and of floats
   float* y_;
@@ -104,10 +104,10 @@ class Few {
 };
 
 // All tokens for row blocks [first, last).
-template <size_t B, bool kCentred>
+template <class Source, bool kCentred>
 void stream_few(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
   const TileSession session(TiledWeight::kColumns, x.tokens);
-  Few<B, kCentred> few(w, x, out, first);
+  Few<Source, kCentred> few(w, x, out, first);
   const size_t items = (last - first) * w.groups, stride = x.stride;
   for (size_t item = 0; item < least(kLead, items); ++item) few.expand(item);
   // Codes of group at + kLead, floats of group at - 4, products of group at, tile of group at - 2.
@@ -138,11 +138,15 @@ void stream_few(const TiledWeight& w, const Activations& x, const Output& out, s
 #undef ANYBIT_FEW
 }
 
-template <size_t B>
+template <class Source>
 bool multiply_few(const TiledWeight& w, const Activations& x, const Output& out, size_t first, size_t last) {
-  if (first == last || !suits_few(w, x.tokens)) return false;
-  !out.sums && can_center(w) ? stream_few<B, true>(w, x, out, first, last) : stream_few<B, false>(w, x, out, first, last);
-  return true;
+  if constexpr (Source::kSparse) return false;  // seldom has groups: not worth its code
+  else {
+    if (first == last || !suits_few(w, x.tokens)) return false;
+    const auto stream = !out.sums && can_center(w) ? stream_few<Source, true> : stream_few<Source, false>;
+    stream(w, x, out, first, last);
+    return true;
+  }
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "linear_w_a8/places.h"
+
 namespace anybit::ANYBIT_TARGET {
 
 struct Codes {
@@ -45,6 +47,21 @@ ANYBIT_INLINE Codes load_codes(const std::uint8_t* p) {
 ANYBIT_INLINE void store_codes(std::uint8_t* p, const Codes& c) {
   auto* line = reinterpret_cast<__m256i*>(p);
   _mm256_storeu_si256(line, c.low), _mm256_storeu_si256(line + 1, c.high);
+}
+
+template <size_t Q>
+ANYBIT_INLINE __m256i spread_half(__m256i kept, __m256i mask, __m256i zero) {
+  const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPlaces));
+  constexpr int first = Q % 2 * 0x02020202;  // of each row's four bytes in a lane of four rows
+  const __m256i from = _mm256_setr_epi32(first, first + 0x04040404, first + 0x08080808, first + 0x0C0C0C0C,  //
+                                         first, first + 0x04040404, first + 0x08080808, first + 0x0C0C0C0C);
+  const __m256i place = _mm256_permutevar8x32_epi32(places, _mm256_srli_epi32(mask, 4 * Q));
+  return _mm256_xor_si256(_mm256_shuffle_epi8(kept, _mm256_or_si256(place, from)), zero);
+}
+template <size_t Q>
+ANYBIT_INLINE Codes spread(const Codes& kept, const Codes& mask, int z) {
+  const __m256i zero = _mm256_set1_epi8(static_cast<char>(z));
+  return {spread_half<Q>(kept.low, mask.low, zero), spread_half<Q>(kept.high, mask.high, zero)};
 }
 
 ANYBIT_INLINE Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }

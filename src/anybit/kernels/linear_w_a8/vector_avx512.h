@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "linear_w_a8/places.h"
+
 namespace anybit::ANYBIT_TARGET {
 
 using Codes = __m512i;
@@ -74,6 +76,16 @@ ANYBIT_INLINE void expand(const std::uint8_t* const* lines, Codes (&out)[8]) {
 
 ANYBIT_INLINE Codes load_codes(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
 ANYBIT_INLINE void store_codes(std::uint8_t* p, Codes c) { _mm512_storeu_si512(p, c); }
+
+template <size_t Q>
+ANYBIT_INLINE Codes spread(Codes kept, Codes mask, int z) {
+  const __m512i places = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(kPlaces)));
+  constexpr int first = Q % 2 * 0x02020202;  // of each row's four bytes in a lane of four rows
+  const __m512i from = _mm512_set4_epi32(first + 0x0C0C0C0C, first + 0x08080808, first + 0x04040404, first);
+  const __m512i place = _mm512_permutexvar_epi32(_mm512_srli_epi32(mask, 4 * Q), places);
+  const __m512i codes = _mm512_shuffle_epi8(kept, _mm512_or_si512(place, from));
+  return _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(z)));
+}
 
 ANYBIT_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
 template <size_t P>

@@ -2,6 +2,8 @@
 //
 //   Codes                      64 bytes: 4 columns of 16 rows, byte 4 r + c
 //   expand<P>(lines, out)      8 Codes out of one line of each plane; P is 2, 4 or 8 lines, most significant first
+//   spread<Q>(kept, mask, z)   Codes of quad Q of a 2:4-sparse chunk out of the kept ones of quads Q and Q ^ 1, two each, and 16
+//                              words, the masks of 32 columns; the others are 0, and all have the bit z changed
 //   Ints, Reals                16 lanes, one a row
 //   dot<P>(sum, codes, x)      sum[r] += sum_c codes[4 r + c] * x[c], exact
 //   subtract(c, a, b)          c - a * b, one rounding; of integers with one b for all lanes: exact
@@ -42,6 +44,17 @@ ANYBIT_INLINE Codes load_codes(const std::uint8_t* p) {
   return c;
 }
 ANYBIT_INLINE void store_codes(std::uint8_t* p, const Codes& c) { std::memcpy(p, c.v, 64); }
+
+template <size_t Q>
+ANYBIT_INLINE Codes spread(const Codes& kept, const Codes& mask, int z) {
+  Codes out;
+  for (size_t r = 0; r < 16; ++r) {
+    const std::uint8_t* from = kept.v + 4 * r + Q % 2 * 2;
+    const int bits = mask.v[4 * r + Q / 2] >> (Q % 2 * 4);
+    for (size_t c = 0; c < 4; ++c) out.v[4 * r + c] = static_cast<std::uint8_t>((bits >> c & 1 ? *from++ : 0) ^ z);
+  }
+  return out;
+}
 
 ANYBIT_INLINE Ints zero_ints() { return {}; }
 template <size_t P>

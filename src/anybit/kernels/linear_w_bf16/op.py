@@ -34,12 +34,14 @@ def linear(x: Tensor, w: Tiled, impl: str | None = None) -> Tensor:
     """x float32 [T, K] @ W^T: float32 [T, N]; x and the decoded weights are rounded to bfloat16.
 
     Raises:
-        FormatError: x is not float32 [T, K]. KernelUnavailable: the forced `impl` cannot run here.
+        FormatError: x is not float32 [T, K], or w is 2:4 sparse. KernelUnavailable: the forced `impl` cannot run here.
     """
     if x.dtype != torch.float32 or x.ndim != 2 or x.shape[1] != w.columns:
         raise FormatError(f"x must be float32 [T, {w.columns}], got {x.dtype} {tuple(x.shape)}")
     if impl not in (None, *IMPLEMENTATIONS):
         raise KernelUnavailable(f"linear_w_bf16 has no implementation '{impl}'; known: {', '.join(IMPLEMENTATIONS)}")
+    if w.mask is not None:
+        raise FormatError("linear_w_bf16 reads dense tiles, not those of a 2:4-sparse weight")
     reason = refusal()
     if impl == "native" and reason:
         raise KernelUnavailable(f"linear_w_bf16 'native' cannot run: {reason}")
