@@ -130,9 +130,14 @@ class Steps:
         return self._guard.report(self.state) if self._guard is not None else None
 
     @property
+    def ended(self) -> bool:
+        """Whether the text ends with an end token."""
+        return bool(self.tokens) and self.tokens[-1] in self._ends
+
+    @property
     def done(self) -> bool:
         """Whether the text is complete."""
-        return len(self.tokens) >= self._most or (bool(self.tokens) and self.tokens[-1] in self._ends)
+        return len(self.tokens) >= self._most or self.ended
 
     @property
     def wants_logits(self) -> bool:
@@ -153,18 +158,18 @@ class Steps:
         """Precision of the next pass."""
         return self.scheduler.bits(self.state, len(self.tokens) - 1)
 
-    def plan(self) -> Pass:
-        """The next pass; only while not `done`. A drafter that runs the model finds it at `next_bits`."""
+    def plan(self, guess: bool = True) -> Pass:
+        """The next pass, while not `done`; guesses only if `guess`. A drafter that runs the model finds it at `next_bits`."""
         bits, rows, drafting = self.next_bits, self.tokens[-1:], self.drafting
-        if drafting is None:
+        if drafting is None or not guess:
             return Pass(bits, rows)
         step, level = len(self.tokens) - 1, drafting.drafter.level
         most = drafting.length(level, bits, self._most - len(self.tokens) - 1)
         if not most:
             return Pass(bits, rows, level)
-        guess, seconds = drafting.guess(self._reach(step, bits, most))
+        guesses, seconds = drafting.guess(self._reach(step, bits, most))
         # a right guess of an end is seen in the row before it
-        rows += guess[: next((at for at, guessed in enumerate(guess) if guessed in self._ends), len(guess))]
+        rows += guesses[: next((at for at, token in enumerate(guesses) if token in self._ends), len(guesses))]
         return Pass(bits, rows, level, seconds)
 
     def settle(self, done: Pass, outputs: Any, seconds: float) -> list[int]:
