@@ -134,7 +134,7 @@ def test_requests_that_come_later_change_nothing(checkpoint, alone):
     served = Served(checkpoint)
     requests = list(mixed(8))
     arrived = threading.Event()
-    first = served.engine.submit(requests[0], lambda piece: arrived.set())
+    first = served.engine.submit(requests[0], lambda _: arrived.set())
     assert arrived.wait(10)
     tickets = [served.ask(request) for request in requests[1:]]
     assert served.engine.drain(60)
