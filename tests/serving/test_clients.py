@@ -129,6 +129,7 @@ def process(command):
     assert "serving tiny" in line, line
     yield server, re.search(r"http://\S+", line)[0]
     server.kill()
+    server.communicate()
 
 
 def test_stopping_loses_nothing_that_was_accepted(process):
