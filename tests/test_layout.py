@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "anybit"
 
 ORDER = [
     {"cli"},
-    {"integrations", "report"},
+    {"integrations", "report", "serving"},
     {"evaluate", "training"},
     {"engine"},
     {"loading"},

@@ -120,6 +120,10 @@ void bind_decoder(nb::module_& parent) {
       .def("slots", [](Decoder& d) { return d.cache().slots(); })
       .def("length", [](Decoder& d, size_t slot) { return d.cache().length(slot); })
       .def("truncate", [](Decoder& d, size_t slot, size_t length) { d.cache().truncate(slot, length); })
+      .def("attach",
+           [](Decoder& d, size_t slot, Address pages, size_t count) { d.cache().attach(slot, at<const std::uint32_t>(pages), count); })
+      .def("hold", [](Decoder& d, size_t slot, size_t index) { return d.cache().hold(slot, index); })
+      .def("release", [](Decoder& d, std::uint32_t page) { d.cache().release(page); })
       .def("set_offsets", [](Decoder& d, Address offsets) { d.set_offsets(at<const std::int32_t>(offsets)); })
       .def("weight_bytes",
            [](Decoder& d) {

@@ -60,6 +60,7 @@ KvCache::KvCache(const KvShape& shape, const KvPolicy& policy, size_t layers, si
       pool_(reserve(layers * pages_ * shape.page_bytes()), std::free),
       open_(reserve(slots * layers * kept() * shape.open().page_bytes()), std::free),
       table_(slots * layers * pages_),
+      holders_(pages_),
       sequences_(slots) {
   for (size_t page = pages_; page-- > 0;) free_.push_back(static_cast<std::uint32_t>(page));
   for (auto& sequence : sequences_) sequence.pages.reserve(pages_);
@@ -97,12 +98,41 @@ size_t KvCache::append(size_t slot) {
   }
   sequence.newest = std::max(sequence.newest, index);
   if (index == sequence.pages.size()) {
-    const size_t page = free_.back();
-    free_.pop_back();
-    sequence.pages.push_back(static_cast<std::uint32_t>(page));
+    sequence.pages.push_back(take());
     place(slot, index, policy_.seal);
   }
   return position;
+}
+
+std::uint32_t KvCache::take() {
+  const std::uint32_t page = free_.back();
+  free_.pop_back();
+  holders_[page] = 1;
+  return page;
+}
+
+void KvCache::release(std::uint32_t page) {
+  if (--holders_[page] == 0) free_.push_back(page);
+}
+
+std::uint32_t KvCache::hold(size_t slot, size_t index) {
+  const Sequence& sequence = sequences_[slot];
+  if (policy_.seal || (index + 1) * kPageTokens > sequence.length)
+    throw std::invalid_argument("only full pages of a cache that never seals can be held");
+  ++holders_[sequence.pages[index]];
+  return sequence.pages[index];
+}
+
+void KvCache::attach(size_t slot, const std::uint32_t* pages, size_t count) {
+  Sequence& sequence = sequences_[slot];
+  if (policy_.seal || sequence.length) throw std::invalid_argument("pages are attached to empty slots of a cache that never seals");
+  for (size_t index = 0; index < count; ++index) {
+    ++holders_[pages[index]];
+    sequence.pages.push_back(pages[index]);
+    place(slot, index, false);
+  }
+  sequence.length = count * kPageTokens;
+  sequence.newest = count ? count - 1 : 0;
 }
 
 void KvCache::seal(size_t layer) {
@@ -140,11 +170,13 @@ void KvCache::truncate(size_t slot, size_t length) {
       throw std::invalid_argument("cannot forget down to token " + std::to_string(length) + ": what page " + std::to_string(index) +
                                   " held was sealed and is not kept any more; keep " + std::to_string((index + 1 + policy_.window) * kPageTokens) +
                                   " or more, or start again");
+  if (length % kPageTokens && length < sequence.length && holders_[sequence.pages[left - 1]] > 1)
+    throw std::invalid_argument("cannot forget down to token " + std::to_string(length) + ": its page is shared; keep whole pages");
   for (size_t index = first; index < left; ++index) place(slot, index, true);
   sequence.length = length;
   if (length == 0) sequence.newest = 0;
   while (sequence.pages.size() > left) {
-    free_.push_back(sequence.pages.back());
+    release(sequence.pages.back());
     sequence.pages.pop_back();
   }
 }

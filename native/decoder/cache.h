@@ -41,8 +41,17 @@ class KvCache {
   void seal(size_t layer);
 
   // Forgets positions from `length` on; 0 empties the slot. Sealed pages that the rest needs open are opened again: what they held
-  // is kept for another page's length. Throws std::invalid_argument, without a change, where that is over.
+  // is kept for another page's length. Throws std::invalid_argument, without a change, where that is over, and where it would leave
+  // the slot in the middle of a page that others hold too.
   void truncate(size_t slot, size_t length);
+
+  // Sharing whole pages among slots, of a cache that never seals. A page lives as long as a slot or a holder has it, and is written by
+  // nobody while more than one has.
+  // Gives an empty slot these pages, as its first positions. Throws std::invalid_argument: not empty, or a sealing cache.
+  void attach(size_t slot, const std::uint32_t* pages, size_t count);
+  // One more holder of page `index` of a slot, which is full; its number.
+  std::uint32_t hold(size_t slot, size_t index);
+  void release(std::uint32_t page);
 
   // Keys and values of all positions of a slot in a layer as attention sees them, each [kv_heads, length, head_dim].
   void read(size_t layer, size_t slot, float* keys, float* values) const;
@@ -68,6 +77,7 @@ class KvCache {
   std::uint8_t* open_page(size_t layer, size_t slot, size_t index) const;
   std::uint8_t* pool_page(size_t layer, size_t slot, size_t index) const;
   void place(size_t slot, size_t index, bool open);
+  std::uint32_t take();
 
   KvShape shape_;
   KvPolicy policy_;
@@ -76,6 +86,7 @@ class KvCache {
   std::unique_ptr<std::uint8_t, void (*)(void*)> open_;  // [slots][layers][sinks, then a ring][bytes of an open page]
   std::vector<std::uint8_t*> table_;                 // [slots][layers][pages]
   std::vector<std::uint32_t> free_;
+  std::vector<std::uint32_t> holders_;               // [pages], 0: free
   std::vector<Due> due_;                             // pages to seal in this pass
   std::vector<Sequence> sequences_;
 };

@@ -6,6 +6,7 @@ AnybitError                     a known failure; the command line prints one lin
 │   ├── StructureError    (2)   a model whose structure was not recognised
 │   ├── CalibrationError  (2)   text or statistics that cannot calibrate
 │   └── RecipeError       (2)   a recipe, stage, option or pattern that does not fit
+├── Busy                  (1)   no room for another request now; the same may be asked again
 ├── PromiseError          (3)   a budget, ledger or quality gate was not met
 └── KernelUnavailable     (2)   a forced kernel choice that cannot run here, with the reason
 """
@@ -42,6 +43,10 @@ class CalibrationError(InputError):
 
 class RecipeError(InputError):
     """A recipe, stage, option or pattern that does not fit."""
+
+
+class Busy(AnybitError):
+    """No room for another request now; the same may be asked again later."""
 
 
 class PromiseError(AnybitError):

@@ -10,11 +10,12 @@ from anybit.engine.drafting.ngram import NgramDrafter
 from anybit.engine.drafting.pace import Pace
 from anybit.engine.drafting.self_speculation import SelfDrafter
 from anybit.engine.guard import Guard
-from anybit.engine.loop import Decoding, Drafting
+from anybit.engine.loop import Decoding
 from anybit.engine.native import NativeModel
 from anybit.engine.sampler import Sampler
 from anybit.engine.schedule import parse_schedule
 from anybit.engine.stepper import NativeStepper
+from anybit.engine.steps import Drafting
 from anybit.kernels import native
 from nested_case import nest
 from tiny_checkpoints import quantize_tiny
@@ -65,8 +66,8 @@ def one_by_one(runner, ids, count, schedule=FALLING, temperature=0.0, seed=0, pr
 def decoded(runner, ids, count, drafter, schedule=FALLING, temperature=0.0, seed=0, pace=None, ends=NOBODY):
     scheduler = parse_schedule(schedule) if isinstance(schedule, str) else schedule
     drafting = None if drafter is None else Drafting(drafter, pace)
-    decoding = Decoding(runner, Sampler(temperature, seed), scheduler, drafting)
-    return [token for run in decoding.run(ids, 8, count, ends) for token in run], decoding
+    decoding = Decoding(runner, Sampler(temperature, seed), scheduler, drafting, count, ends)
+    return [token for run in decoding.run(ids, 8) for token in run], decoding.steps
 
 
 class Fixed:
@@ -96,9 +97,9 @@ def test_ngrams_change_no_token(order, longest, runner):
         tokens, decoding = decoded(runner, ids, 48, NgramDrafter(order, longest), schedule)
         assert tokens == one_by_one(runner, ids, 48, schedule)
         plan = parse_schedule(schedule)
-        assert decoding.steps == [plan.bits(plan.start(None, 48), step) for step in range(47)]
-        accepted += decoding._drafting.accepted
-        assert decoding.passes == 47 - decoding._drafting.accepted
+        assert decoding.bits == [plan.bits(plan.start(None, 48), step) for step in range(47)]
+        accepted += decoding.drafting.accepted
+        assert decoding.passes == 47 - decoding.drafting.accepted
     assert accepted > 50
 
 
@@ -120,7 +121,7 @@ def test_other_drafters_change_no_token(drafter, temperature, runner):
         pace = Pace() if drafter == "paced" else None
         tokens, decoding = decoded(runner, ids, 48, made, FALLING, temperature, seed, pace)
         assert tokens == one_by_one(runner, ids, 48, FALLING, temperature, seed)
-        accepted += decoding._drafting.accepted
+        accepted += decoding.drafting.accepted
     assert drafter == "paced" or accepted > (5 if temperature else 20)  # a pace depends on the clock
 
 
@@ -184,7 +185,7 @@ def test_the_cache_after_wrong_guesses_is_that_of_single_steps(family, kv_bits, 
     drafter = Fixed(lambda at: [*truth[at : at + at % 4], *range(4, 11)])
     tokens, decoding = decoded(runner, ids, 40, drafter)
     assert tokens == truth
-    assert 0 < decoding._drafting.accepted < decoding._drafting.drafted
+    assert 0 < decoding.drafting.accepted < decoding.drafting.drafted
     assert np.array_equal(cache(), expected)
     assert np.unique(expected).size > 1000
 
@@ -211,9 +212,9 @@ def test_a_schedule_that_observes_is_never_overtaken(runner):
         plain, decoding = decoded(runner, ids, 48, None, Jumpy())
         drafted, other = decoded(runner, ids, 48, NgramDrafter(), Jumpy())
         assert drafted == plain
-        assert other.steps == decoding.steps
-        assert other._drafting.accepted > 0
-    assert len(set(decoding.steps)) > 1
+        assert other.bits == decoding.bits
+        assert other.drafting.accepted > 0
+    assert len(set(decoding.bits)) > 1
 
 
 @pytest.mark.parametrize("options", [{"sure": 0.9, "hold": 5}, {"sure": 0.0, "agree": 1.1, "period": 8, "hold": 3}])
@@ -222,9 +223,9 @@ def test_the_guard_raises_the_same_steps_with_and_without_drafting(options, runn
         ids = prompt(seed)
         plain, decoding = decoded(runner, ids, 60, None, Guard(parse_schedule("2"), 8, **options))
         drafted, other = decoded(runner, ids, 60, NgramDrafter(), Guard(parse_schedule("2"), 8, **options))
-        assert (drafted, other.steps, other.guarded) == (plain, decoding.steps, decoding.guarded)
+        assert (drafted, other.bits, other.guarded) == (plain, decoding.bits, decoding.guarded)
         assert decoding.guarded["raised"] > 0
-        assert set(decoding.steps) == {2, 8}
+        assert set(decoding.bits) == {2, 8}
         assert (decoding.guarded["probes"] > 0) == ("agree" in options)
 
 

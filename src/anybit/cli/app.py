@@ -17,6 +17,7 @@ from anybit.cli.plan import plan
 from anybit.cli.quantize import quantize
 from anybit.cli.recipes import recipes
 from anybit.cli.schedule import show, train, tune
+from anybit.cli.serve import serve
 
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("demo", demo, "anybit demo --out anybit-demo"),
@@ -26,6 +27,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("eval", evaluate, "anybit eval smol-w4 --text wiki-test --baseline demo --max-tokens 8192"),
     ("generate", generate, 'anybit generate smol-w4 --prompt "The capital of France is" --max-new-tokens 32'),
     ("chat", chat, "anybit chat smol-w4"),
+    ("serve", serve, "anybit serve smol-w4 --port 8000"),
     ("schedule tune", tune, "anybit schedule tune smol-nested --task summarise --chain 4,3,2 --mean-bits 3.0"),
     ("schedule train", train, "anybit schedule train smol-nested --chain 4,3 --samples 256"),
     ("schedule show", show, "anybit schedule show smol-nested/schedules/summarise.json"),

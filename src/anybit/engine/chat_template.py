@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def render(
-    template: str, conversation: Sequence[Mapping[str, str]], add_generation_prompt: bool, specials: Mapping[str, str]
+    template: str,
+    conversation: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    specials: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The conversation as one text.
 
@@ -25,6 +29,7 @@ def render(
         conversation: messages with `role` and `content`.
         add_generation_prompt: end with what begins an answer.
         specials: texts of special tokens by name, such as `bos_token`.
+        tools: JSON schemas of functions that the model may ask for.
 
     Raises:
         InputError: the template refuses the conversation, or is no Jinja.
@@ -32,7 +37,7 @@ def render(
     from jinja2 import TemplateError  # only who chats waits for it
 
     messages = [{key: value for key, value in message.items() if value is not None} for message in conversation]
-    known = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    known = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
         return _compiled(template).render({**specials, **known})
     except TemplateError as error:

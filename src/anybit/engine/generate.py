@@ -11,12 +11,13 @@ from anybit.engine.detokenize import Detokenizer
 from anybit.engine.drafting.choose import drafting
 from anybit.engine.drafting.drafter import Drafter
 from anybit.engine.guard import Guard
-from anybit.engine.loop import Decoding, Drafting
+from anybit.engine.loop import Decoding
 from anybit.engine.native import NativeModel
 from anybit.engine.prompt import Message, check_length, encode_prompt
 from anybit.engine.sampler import Sampler
 from anybit.engine.schedule import BitsAccount, FixedSchedule, Scheduler, check_available, parse_schedule
 from anybit.engine.stepper import Stepper, stepper
+from anybit.engine.steps import Drafting
 from anybit.engine.tokenizer import Tokenizer
 from anybit.errors import InputError
 
@@ -111,9 +112,10 @@ def generate(
     sampler, ends = Sampler(temperature, seed), end_tokens(runner, tokenizer)
     prefill, scheduler = _precisions(runner, options)
     guesses = drafting(options.get("draft", "none"), runner, sampler, scheduler)
-    decoding, text = Decoding(runner, sampler, scheduler, guesses), _Text(tokenizer, ends, on_text)
+    decoding = Decoding(runner, sampler, scheduler, guesses, max_new_tokens, ends)
+    steps, text = decoding.steps, _Text(tokenizer, ends, on_text)
     clock = [time.perf_counter()]  # start, then the arrival of every run of tokens
-    for run in decoding.run(prompt_ids, prefill, max_new_tokens, ends):
+    for run in decoding.run(prompt_ids, prefill):
         clock.append(time.perf_counter())
         text.push(run)
     count = len(text.ids)
@@ -124,9 +126,9 @@ def generate(
         prompt_tokens=len(prompt_ids),
         prefill_tokens_per_second=len(prompt_ids) / (clock[1] - clock[0]),
         decode_tokens_per_second=(count - 1) / (clock[-1] - clock[1]) if count > 1 else 0.0,
-        bits=BitsAccount(tuple(decoding.steps)),
-        passes=decoding.passes,
-        guard=decoding.guarded,
+        bits=BitsAccount(tuple(steps.bits)),
+        passes=steps.passes,
+        guard=steps.guarded,
         **_counts(guesses),
     )
 

@@ -198,6 +198,29 @@ class NativeModel:
         except ValueError as error:
             raise InputError(f"slot {slot}: {error}") from None
 
+    @property
+    def slots(self) -> int:
+        """Sequences that fit at once."""
+        return int(self._decoder.slots())
+
+    @property
+    def free_pages(self) -> int:
+        """Pages of `PAGE` tokens that no slot and nobody else holds."""
+        return int(self._decoder.free_tokens()) // PAGE
+
+    def attach_pages(self, slot: int, pages: Sequence[int]) -> None:
+        """Let an empty slot begin with these pages, which stay shared; only where the cache does not seal (`KVSpec.seals`)."""
+        numbers = np.array(pages, np.uint32)
+        self._decoder.attach(self._slot(slot), numbers.ctypes.data, len(numbers))
+
+    def hold_page(self, slot: int, index: int) -> int:
+        """Keep a full page of a slot beyond the slot's own use of it; its number."""
+        return int(self._decoder.hold(self._slot(slot), index))
+
+    def release_page(self, page: int) -> None:
+        """Undo one `hold_page`."""
+        self._decoder.release(page)
+
     def reset(self, slot: int = 0) -> None:
         """Empty a slot."""
         self._decoder.truncate(self._slot(slot), 0)

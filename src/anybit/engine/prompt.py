@@ -16,9 +16,13 @@ Message = dict[str, str]
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase | Tokenizer, prompt: str | Sequence[Message], *, chat: bool
+    tokenizer: PreTrainedTokenizerBase | Tokenizer,
+    prompt: str | Sequence[Message],
+    *,
+    chat: bool,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[int]:
-    """Token ids of a prompt, through the chat template when `chat`.
+    """Token ids of a prompt, through the chat template when `chat`; `tools`: JSON schemas that the template shows.
 
     Raises:
         InputError: no chat template, or no token at all.
@@ -31,7 +35,8 @@ def encode_prompt(
         raise InputError("this model's tokenizer has no chat template; give a plain prompt instead (without --chat)")
     else:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        asked: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **asked)
     ids = list(encoded["input_ids"])
     if not ids:
         raise InputError("the prompt is empty; give at least one token of text")

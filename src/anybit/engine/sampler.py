@@ -20,10 +20,11 @@ class Sampler:
         greedy: whether the likeliest token is always taken, the lowest id of equals.
     """
 
-    def __init__(self, temperature: float, seed: int) -> None:
-        """Temperature 0 is greedy; else softmax(logits / temperature) is sampled with `seed` >= 0."""
+    def __init__(self, temperature: float, seed: int, top_p: float = 1.0) -> None:
+        """Temperature 0 is greedy; else softmax(logits / temperature) is sampled with `seed` >= 0, among the likeliest tokens
+        that together have the probability `top_p`."""
         self.greedy = temperature == 0
-        self._temperature, self._seed = temperature, seed
+        self._temperature, self._seed, self._top_p = temperature, seed, top_p
 
     def __call__(self, logits: NDArray[Any], position: int) -> int:
         """The token at `position` = 0, 1, ... of the new text, from its logits [vocabulary].
@@ -37,9 +38,20 @@ class Sampler:
             return best
         # softmax is unchanged by a shift; shifting first keeps tiny temperatures from overflowing to inf - inf
         weights = np.exp((logits.astype(np.float64) - float(logits[best])) / self._temperature)
+        if self._top_p < 1:
+            weights *= nucleus(weights, self._top_p)
         below = np.cumsum(weights)
         drawn = uniform(self._seed, position) * below[-1]
         return int(min(np.searchsorted(below, drawn, side="right"), len(below) - 1))
+
+
+def nucleus(weights: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """Which of the weights [n] are the fewest, largest ones that make up at least `share` of all; of equals the first."""
+    order = np.argsort(-weights, kind="stable")
+    sums = np.cumsum(weights[order])
+    kept = np.zeros(len(weights), bool)
+    kept[order[: 1 + int(np.searchsorted(sums, share * sums[-1]))]] = True
+    return kept
 
 
 def uniform(seed: int, position: int) -> float:

@@ -36,26 +36,46 @@ class Tokenizer:
         self.eos_token_id: int | None = backend.token_to_id(specials["eos_token"]) if "eos_token" in specials else None
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        """`input_ids` of a text, with the special tokens that the model wants around it."""
-        return {"input_ids": list(self._backend.encode(text).ids)}
+        """`input_ids` of a text, with the special tokens that the model wants around it; InputError: half a surrogate pair."""
+        return {"input_ids": self._ids(text)}
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, return_dict: bool = True
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        return_dict: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Any:
         """`input_ids` of a conversation in the model's own words (the ids alone unless `return_dict`).
 
         Raises:
             InputError: the model has no template, or it refuses this conversation.
         """
-        text = self.chat_text(conversation, add_generation_prompt=add_generation_prompt)
-        ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        text = self.chat_text(conversation, add_generation_prompt=add_generation_prompt, tools=tools)
+        ids = self._ids(text, add_special_tokens=False)
         return {"input_ids": ids} if return_dict else ids
 
-    def chat_text(self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def chat_text(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The text that `apply_chat_template` makes token ids of; same errors."""
         if self.chat_template is None:
             raise InputError("this model's tokenizer has no chat template; give a plain prompt instead")
-        return render(self.chat_template, conversation, add_generation_prompt, self._specials)
+        return render(self.chat_template, conversation, add_generation_prompt, self._specials, tools)
+
+    def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                "the text holds half of a surrogate pair, which is no character; send whole ones"
+            ) from None
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **_: object) -> str:
         """Text of token ids, spaces as they are."""

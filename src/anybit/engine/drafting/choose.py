@@ -7,10 +7,10 @@ from anybit.engine.drafting.lookup import LookupDrafter
 from anybit.engine.drafting.ngram import NgramDrafter
 from anybit.engine.drafting.pace import Pace
 from anybit.engine.drafting.self_speculation import SelfDrafter, draft_bits
-from anybit.engine.loop import Drafting
 from anybit.engine.sampler import Sampler
 from anybit.engine.schedule import Scheduler
 from anybit.engine.stepper import Stepper
+from anybit.engine.steps import Drafting
 from anybit.errors import InputError
 
 _LONGEST = 15  # tokens of a guess: 16 rows are what a matrix unit takes at once; the pace says how many pay

@@ -1,0 +1,177 @@
+"""Clients that people have: OpenAI's, LangChain's, a browser; a fuzzer; and the command itself, stopped under load."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+httpx = pytest.importorskip("httpx", reason="tests of the server need httpx")
+
+from tiny_checkpoints import quantize_tiny  # noqa: E402
+
+BODY = {"prompt": "The quick", "max_tokens": 12, "temperature": 0}
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def expected(server):
+    return httpx.post(f"{server.url}/v1/completions", json=BODY).json()["choices"][0]["text"]
+
+
+def test_the_openai_client(server, expected):
+    openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.completions.create(model="tiny", **BODY).choices[0].text == expected
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0}
+    answer = client.chat.completions.create(**chat, logprobs=True, top_logprobs=1, n=2)
+    text = answer.choices[0].message.content
+    assert answer.choices[1].message.content == text
+    assert len(answer.choices[0].logprobs.content) == 8
+    assert answer.usage.completion_tokens == 16
+    chunks = list(client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage.completion_tokens == 8
+    low = client.chat.completions.create(**chat, extra_body={"schedule": "8@0,4@2", "draft": "ngram"})
+    assert low.model_extra["anybit"]["bits"] == {"8": 3, "4": 5}
+    with pytest.raises(openai.BadRequestError, match="this checkpoint holds"):
+        client.chat.completions.create(**chat, extra_body={"precision": 7})
+    with pytest.raises(openai.NotFoundError, match="not served"):
+        client.completions.create(**BODY | {"model": "gpt"})
+
+
+def test_langchain(server):
+    langchain = pytest.importorskip("langchain_openai", reason="LangChain's OpenAI client is not installed")
+    chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="tiny", temperature=0, max_tokens=8)
+    said = chat.invoke("Hi").content
+    assert said
+    assert "".join(chunk.content for chunk in chat.stream("Hi")) == said
+
+
+def test_no_request_breaks_the_server(server):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from hypothesis import HealthCheck, given, settings
+
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    assert {operation.path for operation in operations} >= {"/v1/completions", "/v1/chat/completions", "/v1/models"}
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+        def ask(case):
+            answer = case.call(timeout=60)
+            assert answer.status_code < 500, answer.text
+
+        ask()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_the_page(server):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page, problems = browser.new_page(), []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(server.url)
+        page.locator("#model", has_text="tiny").wait_for()
+        page.locator("summary").click()
+        page.locator("#schedule").fill("8@0,4@5,2@30")
+        page.locator("#text").fill("Hello <b>you</b>")
+        page.locator("#send").click()
+        page.locator("#strip .b2").nth(20).wait_for(state="attached")
+        page.wait_for_selector("#send:visible")
+        assert page.locator("#strip .b8").count() == 6
+        assert page.locator("#strip .b4").count() == 25
+        assert "6 at 8 bits, 25 at 4 bits" in page.locator("#account").inner_text()
+        assert page.locator("#turns li").count() == 2
+        assert page.locator("#turns li").first.inner_text() == "Hello <b>you</b>"
+        assert problems == []
+        page.reload()
+        page.locator("summary").click()
+        page.locator("#schedule").fill("2@0,4@9")
+        page.locator("#text").fill("Again")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("li.error")
+        assert "may only fall" in page.locator("li.error").inner_text()
+        browser.close()
+    server.idle()
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    out = quantize_tiny("llama", tmp_path_factory.mktemp("command"), config={"max_position_embeddings": 2048})
+    return [sys.executable, "-m", "anybit.cli", "serve", str(out), "--port", "0", "--name", "tiny", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def process(command):
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    line = server.stderr.readline()
+    assert "serving tiny" in line, line
+    yield server, re.search(r"http://\S+", line)[0]
+    server.kill()
+    server.communicate()
+
+
+def test_stopping_loses_nothing_that_was_accepted(process):
+    server, url = process
+    answers, refused = [], []
+
+    def ask(seed):
+        body = {"prompt": f"{seed} fox", "max_tokens": 600, "temperature": 0, "stream": seed % 2 == 0}
+        try:
+            answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60))
+        except httpx.TransportError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(20)]
+    for thread in threads:
+        thread.start()
+    running = 0.0
+    while running < 20:
+        metrics = httpx.get(f"{url}/metrics").text
+        running = sum(float(v) for v in re.findall(r"^anybit_(?:running|waiting) (\S+)$", metrics, re.MULTILINE))
+        assert not answers, "the texts are too short for this test"
+    server.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    ask(99)  # too late
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 20
+    assert len(refused) == 1
+    for answer in answers:
+        assert answer.status_code == 200
+        assert "data: [DONE]" in answer.text or answer.json()["usage"]["completion_tokens"] == 600
+    assert server.wait(20) == 0
+    assert server.stderr.read() == ""
+
+
+def test_what_the_command_refuses(command, tmp_path):
+    def run(*arguments):
+        return subprocess.run([*command[:4], *arguments], capture_output=True, text=True, timeout=60)
+
+    missing = run(str(tmp_path / "nothing"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = run(command[4], "--port", str(other.getsockname()[1]))
+    assert (missing.returncode, taken.returncode) == (2, 2)
+    assert "no such directory" in missing.stderr
+    assert "choose another" in taken.stderr
