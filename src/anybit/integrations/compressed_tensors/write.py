@@ -26,12 +26,13 @@ FP8_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "ten
 
 
 def write(source: Checkpoint, root: Path, account: Account, progress: Progress) -> None:
-    """A compressed-tensors directory: every nn.Linear that is quantized stays so, in as many config groups as needed."""
+    """A compressed-tensors directory: linears stay quantized, in as many config groups as needed; the head becomes float, which
+    is what vLLM reads."""
     schemes: dict[str, Scheme] = {}
-    for name, form in source.forms.items():
-        if isinstance(source.modules[name], nn.Linear):
-            check_inputs(name, form, account, activations=True)
-            schemes[name] = scheme(name, form, source.width(name), account)
+    for name in source.linears():
+        if name in source.forms:
+            check_inputs(name, source.forms[name], account, activations=True)
+            schemes[name] = scheme(name, source.forms[name], source.width(name), account)
     encoders = {name: partial(_encode, found["format"], account) for name, found in schemes.items()}
     cache, scales = _cache(source, account)
     config = quantization_config(source, schemes) | {"kv_cache_scheme": cache}
@@ -66,7 +67,7 @@ def _say(schemes: Mapping[str, Scheme], account: Account) -> None:
     if any(not s["weights"]["symmetric"] for s in schemes.values()):
         account.note(
             "asymmetric codes: transformers 5.23 with compressed-tensors 0.20 loads them with "
-            "CompressedTensorsConfig(dequantize=True) only; vLLM loads them as they are"
+            "CompressedTensorsConfig(dequantize=True) only, which rounds weights to float16; vLLM loads them as they are"
         )
     if any(s["weights"]["num_bits"] in (3, 5, 6, 7) for s in schemes.values()):
         account.note("3, 5, 6 and 7 bits are packed as compressed-tensors 0.20 does; 0.17 packs them otherwise")

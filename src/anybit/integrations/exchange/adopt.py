@@ -117,6 +117,8 @@ class Adoption:
         ends = [structure.final_norm] if structure.final_norm else []
         self._shard(self.shards, ends if structure.tied else [*ends, structure.head])
         answer, *echoed = [entry.logits(ids, hidden)[-1] for hidden in streams]
+        if not bool(answer.isfinite().all()):
+            raise InputError("the imported model answers with NaN or infinity; the checkpoint is damaged, download it again")
         write_canary(self.partial.root / CANARY, ids, answer, echoed)
         if not self.forms:
             raise InputError("no layer of this checkpoint holds codes anybit reads; give it to `anybit quantize` instead")

@@ -2,6 +2,8 @@
 
     Q4_0  d * (q - 8)     2 bytes of d, then 16: byte j holds code j low and code j + 16 high
     Q4_1  d * q + m       2 bytes of d, 2 of m, then 16 as above
+    Q5_0  d * (q - 16)    2 bytes of d, 4 of fifth bits (bit j: code j), then 16 as above
+    Q5_1  d * q + m       2 bytes of d, 2 of m, then as Q5_0
     Q8_0  d * q           2 bytes of d, then 32 int8
 
 `pack_*` take a `Grid` and give uint8 [N, bytes of a row], or None where the type cannot say it exactly; `Unpacked` is the way
@@ -76,6 +78,17 @@ def pack_q4_1(grid: Grid, rounded: bool = False) -> Bytes | None:
     return _rows([_halves(cut.scale), _halves(minimum), _nibbles(cut.codes.numpy())])
 
 
+def pack_q5_0(grid: Grid) -> Bytes | None:
+    """See above. Integer zeros make differences of -15..15 of 4-bit codes: it says every 4-bit affine grid."""
+    cut = fine(grid)
+    found = None if cut is None else signed(cut)
+    if cut is None or found is None or int(found.min()) < -16 or int(found.max()) > 15:
+        return None
+    codes = (found + 16).numpy().astype(np.uint8)
+    fifth = np.packbits((codes >> 4).reshape(len(codes), -1, BLOCK), axis=2, bitorder="little")
+    return _rows([_halves(cut.scale), fifth, _nibbles(codes & 15)])
+
+
 def pack_q8_0(grid: Grid) -> Bytes | None:
     """See above."""
     cut = fine(grid)
@@ -96,6 +109,19 @@ def unpack_q4_1(data: Bytes) -> Unpacked:
     """Codes 0..15; value = scale * code - offset."""
     blocks = data.reshape(len(data), -1, 20)
     return Unpacked(_from_nibbles(blocks[:, :, 4:]), _floats(blocks, 0), offset=-_floats(blocks, 2))
+
+
+def unpack_q5_0(data: Bytes) -> Unpacked:
+    """Codes 0..31; value = scale * (code - 16)."""
+    blocks = data.reshape(len(data), -1, 22)
+    return Unpacked(_from_nibbles(blocks[:, :, 6:]) | _fifth(blocks[:, :, 2:6]), _floats(blocks, 0))
+
+
+def unpack_q5_1(data: Bytes) -> Unpacked:
+    """Codes 0..31; value = scale * code - offset."""
+    blocks = data.reshape(len(data), -1, 24)
+    codes = _from_nibbles(blocks[:, :, 8:]) | _fifth(blocks[:, :, 4:8])
+    return Unpacked(codes, _floats(blocks, 0), offset=-_floats(blocks, 2))
 
 
 def unpack_q8_0(data: Bytes) -> Unpacked:
@@ -128,3 +154,9 @@ def _nibbles(codes: Bytes) -> Bytes:
 def _from_nibbles(data: Bytes) -> Tensor:
     codes = np.stack([data & 15, data >> 4], axis=2)
     return torch.from_numpy(codes.reshape(len(data), -1))
+
+
+def _fifth(data: Bytes) -> Tensor:
+    """Bits [N, B, 4] as the value 16 of every code: [N, K]."""
+    bits = np.unpackbits(np.ascontiguousarray(data), axis=2, bitorder="little")
+    return torch.from_numpy(bits.reshape(len(data), -1) << 4)

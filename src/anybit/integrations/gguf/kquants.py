@@ -1,6 +1,7 @@
 """GGUF's K types: 256 columns with float16 scales, small integer scales inside.
 
     Q4_K  d * s * q - dmin * m   d, dmin; 12 bytes of 8 six-bit s and m; 128: byte j of 64 columns holds code j low, j + 32 high
+    Q5_K  as Q4_K                32 bytes before the 128: bit i of byte j is the fifth bit of code j of the i-th 32 columns
     Q6_K  d * s * (q - 32)       128 bytes of low nibbles, 64 of high pairs, 16 int8 s (one per 16 columns), d
 
 `pack_*` say a grid whose scale is one over 256 columns, with s = 1 and, for Q4_K, dmin = d and m = zero.
@@ -49,12 +50,28 @@ def pack_q4_k(grid: Grid) -> Bytes | None:
 def unpack_q4_k(data: Bytes) -> Unpacked:
     """Codes 0..15, eight groups of 32 to a block."""
     blocks = data.reshape(len(data), -1, 144)
+    return _with_minima(blocks, _pairs(blocks[:, :, 16:]))
+
+
+def unpack_q5_k(data: Bytes) -> Unpacked:
+    """Codes 0..31, eight groups of 32 to a block."""
+    blocks = data.reshape(len(data), -1, 176)
+    fifth = blocks[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return _with_minima(blocks, _pairs(blocks[:, :, 48:]) | fifth << 4)
+
+
+def _pairs(data: Bytes) -> Bytes:
+    """Nibbles [N, B, 128] as codes [N, B, 8, 32]."""
+    nibbles = data.reshape(*data.shape[:2], 4, 1, 32)
+    return np.concatenate([nibbles & 15, nibbles >> 4], 3).reshape(*data.shape[:2], 8, 32)
+
+
+def _with_minima(blocks: Bytes, codes: Bytes) -> Unpacked:
+    """Codes [N, B, 8, 32] with the scales and minima at the head of every block."""
     d, dmin = _half(blocks, 0), _half(blocks, 2)
     low, middle, high = (blocks[:, :, at : at + 4] for at in (4, 8, 12))
     step = np.concatenate([low & 63, (high & 15) | (low >> 6) << 4], -1)
     minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 6) << 4], -1)
-    nibbles = blocks[:, :, 16:].reshape(len(data), -1, 4, 1, 32)
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], 3)
     return Unpacked(_codes(codes), d, _steps(step), dmin, _steps(minimum))
 
 

@@ -43,12 +43,19 @@ def write_metadata(
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_vocab_size(int(config["vocab_size"]))
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        writer.add_sliding_window(int(config["sliding_window"]))
+    _check_arithmetic(config, account)
     writer.add_file_type(gguf.LlamaFileType.GUESSED)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _vocabulary(writer, directory, int(config["vocab_size"]), account)
     return _rope_factors(config, rope.get("rope_type", "default"), account)
+
+
+def _check_arithmetic(config: Mapping[str, Any], account: Account) -> None:
+    """What llama.cpp computes for these architectures whatever the file says."""
+    if config.get("hidden_act") != "silu":
+        raise account.refuse(f"the activation function {config.get('hidden_act')}", "config.json")
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        account.lose(f"attention within {config['sliding_window']} tokens; llama.cpp attends to all", "config.json")
 
 
 def _rope_factors(config: Mapping[str, Any], kind: str, account: Account) -> NDArray[np.float32] | None:

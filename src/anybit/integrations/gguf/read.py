@@ -20,8 +20,8 @@ from anybit.formats.decoder import Form, groups, per_column
 from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.foreign import Shape, affine_layer
-from anybit.integrations.gguf.blocks import Bytes, Unpacked, unpack_q4_0, unpack_q4_1, unpack_q8_0
-from anybit.integrations.gguf.kquants import unpack_q4_k, unpack_q6_k
+from anybit.integrations.gguf.blocks import Bytes, Unpacked, unpack_q4_0, unpack_q4_1, unpack_q5_0, unpack_q5_1, unpack_q8_0
+from anybit.integrations.gguf.kquants import unpack_q4_k, unpack_q5_k, unpack_q6_k
 from anybit.integrations.gguf.names import Names
 from anybit.models.gguf import check_gguf, quiet_transformers
 
@@ -29,8 +29,11 @@ from anybit.models.gguf import check_gguf, quiet_transformers
 CODES: dict[Type, tuple[Callable[[Bytes], Unpacked], int, int, int]] = {
     Type.Q4_0: (unpack_q4_0, 4, 32, 32),
     Type.Q4_1: (unpack_q4_1, 4, 32, 32),
+    Type.Q5_0: (unpack_q5_0, 5, 32, 32),
+    Type.Q5_1: (unpack_q5_1, 5, 32, 32),
     Type.Q8_0: (unpack_q8_0, 8, 32, 32),
     Type.Q4_K: (unpack_q4_k, 4, 32, 256),
+    Type.Q5_K: (unpack_q5_k, 5, 32, 256),
     Type.Q6_K: (unpack_q6_k, 6, 16, 256),
 }
 FLOATS = (Type.F32, Type.F16, Type.BF16)
@@ -55,6 +58,9 @@ class GGUF:
         self._tensors = {tensor.name: tensor for tensor in self._file.tensors}
         tied = "output.weight" not in self._tensors
         self.config: dict[str, Any] = config.to_dict() | {"tie_word_embeddings": tied, "dtype": "float32"}
+        width = self._field(f"{self._field('general.architecture')}.attention.key_length")
+        if width is not None:  # transformers forgets it for some architectures
+            self.config["head_dim"] = int(width)
         self._names = Names(self.config)
         if "rope_freqs.weight" in self._tensors:
             raise InputError(f"{path}: changed rotary frequencies (rope_freqs) are not read; take a Hugging Face directory")
@@ -65,6 +71,10 @@ class GGUF:
                 f"{path}: holds {', '.join(odd)} tensors, anybit has no form for them ({known} are read); "
                 "`anybit quantize` takes the file, dequantized"
             )
+
+    def _field(self, key: str) -> Any:
+        field = self._file.get_field(key)
+        return None if field is None else field.contents()
 
     def layer(self, name: str, shape: Shape) -> tuple[Form, dict[str, Tensor]] | None:
         """See `Foreign`."""
@@ -93,11 +103,13 @@ class GGUF:
     def companions(self, folder: Path) -> Path:
         """Its tokenizer, as transformers reads it."""
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False
-            )
-            tokenizer.save_pretrained(folder)
+        try:
+            with quiet_transformers():
+                where = {"gguf_file": self.path.name, "trust_remote_code": False}
+                AutoTokenizer.from_pretrained(str(self.path.parent), **where).save_pretrained(folder)
+        except Exception as error:  # as above
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(f"{self.path}: no tokenizer that transformers can read ({type(error).__name__}: {reason})") from error
         return folder
 
     def identity(self) -> dict[str, Any]:

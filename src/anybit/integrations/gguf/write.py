@@ -10,27 +10,26 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from torch import nn
 
 from anybit.calibration.progress import Progress
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer, exact_float
 from anybit.integrations.exchange.grid import Grid
 from anybit.integrations.exchange.rules import check_inputs, lose_cache
-from anybit.integrations.gguf.blocks import BLOCK, Bytes, fine, pack_q4_0, pack_q4_1, pack_q8_0
+from anybit.integrations.gguf.blocks import BLOCK, Bytes, fine, pack_q4_0, pack_q4_1, pack_q5_0, pack_q8_0
 from anybit.integrations.gguf.kquants import pack_q4_k, pack_q6_k
 from anybit.integrations.gguf.metadata import write_metadata
 from anybit.integrations.gguf.names import Names
 
-# Smallest first: 4.5, 4.5, 5, 6.56 and 8.5 bits a weight.
+# Smallest first: 4.5, 4.5, 5, 5.5, 6.56 and 8.5 bits a weight.
 EXACT: tuple[tuple[Type, Callable[[Grid], Bytes | None]], ...] = (
     (Type.Q4_0, pack_q4_0),
     (Type.Q4_K, pack_q4_k),
     (Type.Q4_1, pack_q4_1),
+    (Type.Q5_0, pack_q5_0),
     (Type.Q6_K, pack_q6_k),
     (Type.Q8_0, pack_q8_0),
 )
-SMALL = 3  # of these: what has 4 bits of codes
 
 
 def write(source: Checkpoint, target: Path, account: Account, progress: Progress) -> None:
@@ -48,16 +47,16 @@ def write(source: Checkpoint, target: Path, account: Account, progress: Progress
         writer.write_tensors_to_file()
     finally:
         writer.close()
+        if writer.temp_file is not None:
+            writer.temp_file.close()
     account.note("types: " + ", ".join(f"{kind.name} {count}" for kind, count in used.most_common()))
-    if account.lossless and used[Type.Q8_0] and any(source.width(name) < 8 for name in source.forms):
-        account.note("Q8_0 holds narrower codes exactly; --allow-loss writes them as Q4_1, its minimum rounded to float16")
 
 
 def _tensors(
     source: Checkpoint, writer: gguf.GGUFWriter, names: Names, account: Account, progress: Progress
 ) -> Counter[Type]:
     used: Counter[Type] = Counter()
-    shards = list(source.shards())
+    shards, linears = list(source.shards()), set(source.linears())
     for number, (layers, kept) in enumerate(shards):
         progress("export", number, len(shards))
         for name in kept:
@@ -69,7 +68,7 @@ def _tensors(
             writer.add_tensor(names.gguf_name(name), data if kind == Type.F32 else data.astype(np.float16))
         for name in layers:
             check_inputs(name, source.forms[name], account)
-            kind, data = _quantized(source.layer(name), isinstance(source.modules[name], nn.Linear), account)
+            kind, data = _quantized(source.layer(name), name in linears, account)
             order = names.order(f"{name}.weight", len(data))
             data = data if order is None else data[order.numpy()]
             writer.add_tensor(names.gguf_name(f"{name}.weight"), data, raw_dtype=kind)
@@ -79,10 +78,9 @@ def _tensors(
 
 
 def _quantized(layer: Layer, linear: bool, account: Account) -> tuple[Type, Bytes]:
-    """Type and bytes [N, bytes of a row] of a layer; an embedding that no type says exactly becomes float."""
+    """Type and bytes [N, bytes of a row] of a layer; an embedding or head that no type says exactly becomes float."""
     grid = layer.grid(account)
-    choices = EXACT if not account.allow_loss else EXACT[:SMALL]
-    for kind, pack in choices:
+    for kind, pack in EXACT:
         if (data := pack(grid)) is not None:
             return kind, data
     if account.allow_loss:
@@ -96,13 +94,10 @@ def _quantized(layer: Layer, linear: bool, account: Account) -> tuple[Type, Byte
 
 
 def _nearest(layer: Layer, grid: Grid, account: Account) -> tuple[Type, Bytes]:
-    """Codes as they are over a rounded minimum, where 4 bits hold them; else 8 bits, as they are or anew."""
+    """Codes as they are over a rounded minimum, where 4 bits hold them; else 8 bits anew."""
     if fine(grid) is not None and (data := pack_q4_1(grid, rounded=True)) is not None:
         account.lose("minima of more bits than float16; Q4_1 has them rounded", layer.name)
         return Type.Q4_1, data
-    for kind, pack in EXACT[SMALL:]:
-        if (data := pack(grid)) is not None:
-            return kind, data
     values = layer.values().numpy()
     if values.shape[1] % BLOCK:
         raise account.refuse(f"{values.shape[1]} columns, which are no whole blocks of {BLOCK}", layer.name)
