@@ -22,7 +22,7 @@ from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
 from anybit.integrations.exchange.foreign import Shape, affine_layer, setting, wanted
 from anybit.integrations.exchange.packing import pack_words, unpack_words
-from anybit.integrations.exchange.rules import check_inputs, lose_cache, uniform_linears
+from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
 BITS = 4
 NIBBLES = 8
@@ -36,7 +36,7 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
     if bits != BITS:
         raise account.refuse(f"{bits} bits (it has {BITS})", linears[0])
     for name in linears:
-        check_inputs(name, source.forms[name], account)
+        check_layer(name, source.forms[name], account)
         rows, columns = source.forms[name]["shape"]
         if rows % NIBBLES or (group_size and columns % group_size):
             raise account.refuse(f"a weight {rows} x {columns} in groups of {group_size}: they must fill words", name)
@@ -47,7 +47,7 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
 
 
 def _encode(layer: Layer, account: Account) -> dict[str, Tensor]:
-    grid = layer.grid(account).with_integer_zeros(account, layer.name).with_half_scales(account, layer.name)
+    grid = layer.integer_grid(account).with_half_scales(account, layer.name)
     return {
         "qweight": _pack(grid.codes.T),
         "qzeros": _pack(grid.zero.T.to(torch.uint8)),

@@ -24,7 +24,7 @@ from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
 from anybit.integrations.exchange.foreign import Shape, affine_layer, setting, wanted
 from anybit.integrations.exchange.packing import WORD, pack_words, unpack_words, words
-from anybit.integrations.exchange.rules import check_inputs, lose_cache, uniform_linears
+from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
 BITS = (2, 3, 4, 8)
 
@@ -57,7 +57,7 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
 
 
 def _check(name: str, form: Form, bits: int, group_size: int, account: Account) -> None:
-    check_inputs(name, form, account)
+    check_layer(name, form, account)
     rows, columns = form["shape"]
     if group_size and columns % group_size:
         raise account.refuse(f"groups of {group_size} that do not divide {columns} columns", name)
@@ -66,7 +66,7 @@ def _check(name: str, form: Form, bits: int, group_size: int, account: Account) 
 
 
 def _encode(layer: Layer, account: Account) -> dict[str, Tensor]:
-    grid = layer.grid(account).with_integer_zeros(account, layer.name).with_half_scales(account, layer.name)
+    grid = layer.integer_grid(account).with_half_scales(account, layer.name)
     return {
         "qweight": pack_words(grid.codes, grid.bits).T.contiguous(),
         "qzeros": pack_words(grid.zero.T.contiguous().to(torch.uint8), grid.bits),

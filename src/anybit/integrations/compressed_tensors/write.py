@@ -20,7 +20,7 @@ from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
 from anybit.integrations.exchange.packing import pack_words
-from anybit.integrations.exchange.rules import check_inputs
+from anybit.integrations.exchange.rules import check_layer
 
 FP8_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
 
@@ -31,7 +31,7 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
     schemes: dict[str, Scheme] = {}
     for name in source.linears():
         if name in source.forms:
-            check_inputs(name, source.forms[name], account, activations=True)
+            check_layer(name, source.forms[name], account, activations=True)
             schemes[name] = scheme(name, source.forms[name], source.width(name), account)
     encoders = {name: partial(_encode, found["format"], account) for name, found in schemes.items()}
     cache, scales = _cache(source, account)
@@ -80,7 +80,7 @@ def _encode(kind: str, account: Account, layer: Layer) -> dict[str, Tensor]:
         assert isinstance(term.decoder, Floating)
         weight = unpack(term.planes, term.shape[1]).view(torch.float8_e4m3fn)
         return {"weight": weight, "weight_scale": term.decoder.scale.clone(), **static}
-    grid = layer.grid(account).with_integer_zeros(account, layer.name)
+    grid = layer.integer_grid(account)
     scale = grid.scale.half() if torch.equal(grid.scale.half().float(), grid.scale) else grid.scale
     if kind == INTEGER:
         weight = (grid.codes.short() - 128).to(torch.int8)

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from anybit.checkpoint.layout import read_config
 from anybit.checkpoint.verify import verify, weight_map
 from anybit.errors import InputError
+from anybit.formats.affine import Affine
 from anybit.formats.decoder import Form
 from anybit.formats.form import precisions
 from anybit.formats.planes import unpack
@@ -44,15 +45,10 @@ class Layer:
         return dense(self.terms(), self.bits if len(precisions(self.form)) > 1 else None)
 
     def code(self, account: Account) -> CodeTerm:
-        """Its only term. Raises InputError for layers that are more than one code term over all columns."""
-        for part in self.form["terms"]:
-            if part["term"] == "columns":
-                raise account.refuse("outlier columns in 16 bits", self.name)
-            if part["term"] == "low_rank":
-                raise account.refuse("a low-rank term", self.name)
-        (term, *more) = self.terms()
-        if more or not isinstance(term, CodeTerm) or term.columns != (0, term.shape[1]):
-            raise account.refuse("several widths in one layer", self.name)
+        """Its only term (`rules.check_layer` refuses others). Raises InputError where it covers some columns only."""
+        (term,) = self.terms()
+        if not isinstance(term, CodeTerm) or term.columns != (0, term.shape[1]):
+            raise account.refuse("codes for some of the columns", self.name)
         return term
 
     def grid(self, account: Account) -> Grid:
@@ -62,6 +58,19 @@ class Layer:
         if found is None:
             raise account.refuse(f"{term.decoder.kind.replace('_', '-')} codes, which are no uniform grid", self.name)
         return found
+
+    def integer_grid(self, account: Account) -> Grid:
+        """`grid` for formats whose zeros are integers. Where ours lie between codes (nested weights below their full width,
+        bipolar ones) the nearest is the full weight rounded anew: half a step on every zero costs three times as much."""
+        found = self.grid(account)
+        if found.has_integer_zeros:
+            return found
+        account.lose("zero points between codes; the full weight is rounded anew, to nearest", self.name)
+        full = dense(self.terms())
+        nearest = Affine.fit(full, found.bits, found.group_size)
+        again = grid(nearest, nearest.encode(full), found.bits)
+        assert again is not None
+        return again
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,10 @@ class Grid:
         scale, zero = (per_column(t, self.codes.shape[1], self.group_size) for t in (self.scale, self.zero))
         return scale * (self.codes.float() - zero)
 
-    def with_integer_zeros(self, account: Account, where: str) -> Grid:
-        """The same with zeros rounded into 0..2^bits - 1, which is a loss unless they are there already."""
-        nearest = self.zero.round().clamp(0, 2**self.bits - 1)
-        if torch.equal(nearest, self.zero):
-            return self
-        account.lose("zero points between codes; they are rounded, up to half a step of every weight in a group", where)
-        return replace(self, zero=nearest)
+    @property
+    def has_integer_zeros(self) -> bool:
+        """Whether every zero is a code."""
+        return bool((self.zero.round() == self.zero).all()) and bool((self.zero >= 0).all())
 
     def with_half_scales(self, account: Account, where: str) -> Grid:
         """The same with scales that float16 holds."""

@@ -7,8 +7,16 @@ from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint
 
 
-def check_inputs(name: str, form: Form, account: Account, activations: bool = False) -> None:
-    """Refuse transforms of the input at run time; quantized activations are a loss unless the format has `activations`."""
+def check_layer(name: str, form: Form, account: Account, activations: bool = False) -> None:
+    """Refuse what no format has: more than one code term, transforms of the input at run time. Quantized activations are a
+    loss unless the format has `activations`."""
+    kinds = {part["term"] for part in form["terms"]}
+    if "columns" in kinds:
+        raise account.refuse("outlier columns in 16 bits", name)
+    if "low_rank" in kinds:
+        raise account.refuse("a low-rank term", name)
+    if len(form["terms"]) > 1:
+        raise account.refuse("several widths in one layer", name)
     for op in form.get("inputs", []):
         raise account.refuse(f"a {op['op'].capitalize()} transform of the input at run time", name)
     if "activations" in form and not activations:

@@ -15,7 +15,7 @@ from anybit.calibration.progress import Progress
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer, exact_float
 from anybit.integrations.exchange.grid import Grid
-from anybit.integrations.exchange.rules import check_inputs, lose_cache
+from anybit.integrations.exchange.rules import check_layer, lose_cache
 from anybit.integrations.gguf.blocks import BLOCK, Bytes, fine, pack_q4_0, pack_q4_1, pack_q5_0, pack_q8_0
 from anybit.integrations.gguf.kquants import pack_q4_k, pack_q6_k
 from anybit.integrations.gguf.metadata import write_metadata
@@ -67,7 +67,7 @@ def _tensors(
             kind = Type.F32 if values.dim() == 1 or not torch.equal(values.half().float(), values) else Type.F16
             writer.add_tensor(names.gguf_name(name), data if kind == Type.F32 else data.astype(np.float16))
         for name in layers:
-            check_inputs(name, source.forms[name], account)
+            check_layer(name, source.forms[name], account)
             kind, data = _quantized(source.layer(name), name in linears, account)
             order = names.order(f"{name}.weight", len(data))
             data = data if order is None else data[order.numpy()]

@@ -10,7 +10,10 @@ transformers builds it, so any architecture that it can trace will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from anybit.errors import InputError
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint
 from anybit.integrations.exchange.directory import copy_companions
-from anybit.integrations.exchange.rules import check_inputs, lose_cache
+from anybit.integrations.exchange.rules import check_layer, lose_cache
 from anybit.integrations.onnx.layers import PackedEmbedding, PackedLinear
 from anybit.layers.swap import embedding_scale
 from anybit.models.skeleton import empty_model
@@ -63,7 +66,7 @@ def packed_model(source: Checkpoint, account: Account, progress: Progress) -> nn
             value = nn.Parameter(source.tensor(name).float(), requires_grad=False)
             model.get_submodule(owner).register_parameter(leaf, value)
         for name in layers:
-            check_inputs(name, source.forms[name], account)
+            check_layer(name, source.forms[name], account)
             grid, old = source.layer(name).grid(account), model.get_submodule(name)
             if isinstance(old, nn.Embedding):
                 model.set_submodule(name, PackedEmbedding(grid, embedding_scale(old)))
@@ -118,7 +121,7 @@ def _trace(model: nn.Module, target: Path) -> None:
     pairs = [(i, kind) for i in range(layers) for kind in ("key", "value")]
     names = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{i}.{kind}" for i, kind in pairs)]
     outputs = ["logits", *(f"present.{i}.{kind}" for i, kind in pairs)]
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         torch.onnx.export(
             Step(model, layers).eval(),
             (ids, mask, places, past),
@@ -132,3 +135,17 @@ def _trace(model: nn.Module, target: Path) -> None:
             optimize=True,
             verbose=False,
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of packages it did not find and of its own deprecations; failures come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
