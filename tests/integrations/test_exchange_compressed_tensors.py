@@ -141,7 +141,7 @@ def test_a_cache_scheme_is_a_loss_and_written_as_float8(tmp_path):
 HOSTILE = {
     "NaN scales": (lambda d: alter(d, f"{UP}.weight_scale", lambda t: t * float("nan")), "NaN or infinity"),
     "short words": (lambda d: alter(d, f"{UP}.weight_packed", lambda t: t[:, :-1].contiguous()), "wants int32"),
-    "no zeros": (lambda d: alter(d, f"{UP}.weight_zero_point", lambda t: None), "weight_zero_point is in no file"),
+    "no zeros": (lambda d: alter(d, f"{UP}.weight_zero_point", lambda _: None), "weight_zero_point is in no file"),
     "no groups": (lambda d: alter_config(d, config_groups={}), "in no config group"),
     "groups of a list": (lambda d: alter_config(d, config_groups=[1]), "config_groups is missing"),
     "a broken regex": (lambda d: _targets(d, ["re:("]), "no regular expression"),
@@ -163,7 +163,9 @@ def _targets(directory, targets):
 
 def _weights(directory, **changes):
     group = _group(directory)
-    alter_config(directory, config_groups={"group_0": group | {"targets": ["Linear"], "weights": group["weights"] | changes}})
+    alter_config(
+        directory, config_groups={"group_0": group | {"targets": ["Linear"], "weights": group["weights"] | changes}}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,9 @@ def with_a_merge(directory):
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])
 def pair(request, tmp_path_factory):
     where = tmp_path_factory.mktemp(request.param)
-    source = with_a_merge(quantize_tiny(request.param, where, overrides=["weights.group_size=32"], config={"sliding_window": None}))
+    source = with_a_merge(
+        quantize_tiny(request.param, where, overrides=["weights.group_size=32"], config={"sliding_window": None})
+    )
     result = anybit.export(source, to="gguf", out=where / "model.gguf")
     return source, where / "model.gguf", result
 

@@ -32,8 +32,15 @@ def export(
 
     check_directory(directory)
     with progress_bars() as progress:
-        options = {"precision": precision, "allow_loss": allow_loss, "overwrite": overwrite}
-        result = anybit.export(directory, to=to, out=out, **options, progress=progress)
+        result = anybit.export(
+            directory,
+            to=to,
+            out=out,
+            precision=precision,
+            allow_loss=allow_loss,
+            overwrite=overwrite,
+            progress=progress,
+        )
     if json:
         print_json(result)
     else:
@@ -43,6 +50,11 @@ def export(
 def show(result: dict[str, Any]) -> None:
     """Print what `anybit.export` or `anybit.import_checkpoint` returned."""
     exact = "yes, codes and scales are the same numbers" if result["lossless"] else "no, see below"
-    facts = {"format": result["format"], "written": result["path"], "size": size(result["size_bytes"]), "lossless": exact}
+    facts = {
+        "format": result["format"],
+        "written": result["path"],
+        "size": size(result["size_bytes"]),
+        "lossless": exact,
+    }
     say_facts(facts)
     say(*(f"- {note}" for note in result["notes"]))

@@ -1,8 +1,8 @@
 """AWQ checkpoints, version "gemm": 4 bits, eight columns of W^T to a word, interleaved.
 
-    qweight int32 [K, N / 8]     nibble p of a word holds output 8 w + ORDER[p]
-    qzeros  int32 [G, N / 8]     the same for zeros
-    scales  float16 [G, N]       value = scale * (code - zero)
+qweight int32 [K, N / 8]     nibble p of a word holds output 8 w + ORDER[p]
+qzeros  int32 [G, N / 8]     the same for zeros
+scales  float16 [G, N]       value = scale * (code - zero)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anybit.formats.decoder import Form
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
-from anybit.integrations.exchange.foreign import Shape, affine_layer, setting, wanted
+from anybit.integrations.exchange.foreign import Shape, affine_layer, group_setting, setting, wanted
 from anybit.integrations.exchange.packing import pack_words, unpack_words
 from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
@@ -41,7 +41,13 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
         if rows % NIBBLES or (group_size and columns % group_size):
             raise account.refuse(f"a weight {rows} x {columns} in groups of {group_size}: they must fill words", name)
     lose_cache(source, account)
-    config = {"quant_method": "awq", "bits": BITS, "group_size": group_size or -1, "zero_point": True, "version": "gemm"}
+    config = {
+        "quant_method": "awq",
+        "bits": BITS,
+        "group_size": group_size or -1,
+        "zero_point": True,
+        "version": "gemm",
+    }
     encoders = dict.fromkeys(linears, lambda layer: _encode(layer, account))
     write_directory(source, root, encoders, config, account, progress)
 
@@ -75,9 +81,8 @@ class Reader:
 
     def __init__(self, config: Mapping[str, Any], account: Account) -> None:
         """Raises FormatError for settings that make no sense."""
-        self._account = account
+        self._account, self._config = account, config
         setting(config, "bits", int, among=(BITS,))
-        self.group_size = setting(config, "group_size", int)
         version = str(config.get("version", "gemm")).lower()
         if version != "gemm":
             raise FormatError(f"AWQ version '{version}' is not read; gemm is")
@@ -85,7 +90,7 @@ class Reader:
     def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
         """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
         rows, columns = shape
-        size = columns if self.group_size in (-1, 0) else self.group_size
+        size = group_setting(self._config, columns)
         count = -(-columns // size)
         if rows % NIBBLES:
             raise FormatError(f"{name}: AWQ cannot hold {rows} outputs, eight share a word")

@@ -1,9 +1,9 @@
 """GPTQ checkpoints (AutoGPTQ, GPTQModel): codes in words along K, one width and group size for all linears.
 
-    qweight int32 [K bits / 32, N]     codes of a column of W^T, densely, from row 0 up
-    qzeros  int32 [G, N bits / 32]     zeros densely along N; version 1 stores zero - 1, version 2 the zero
-    scales  float16 [G, N]             value = scale * (code - zero)
-    g_idx   int32 [K]                  the group of every column
+qweight int32 [K bits / 32, N]     codes of a column of W^T, densely, from row 0 up
+qzeros  int32 [G, N bits / 32]     zeros densely along N; version 1 stores zero - 1, version 2 the zero
+scales  float16 [G, N]             value = scale * (code - zero)
+g_idx   int32 [K]                  the group of every column
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from anybit.formats.decoder import Form
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
-from anybit.integrations.exchange.foreign import Shape, affine_layer, setting, wanted
+from anybit.integrations.exchange.foreign import Shape, affine_layer, group_setting, setting, wanted
 from anybit.integrations.exchange.packing import WORD, pack_words, unpack_words, words
 from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
@@ -52,7 +52,9 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
     account.note("checkpoint_format gptq_v2: a reader of version 1 would take every zero one too high")
     if not symmetric:
         account.note("asymmetric: GPTQModel reads it; vLLM's CPU kernel takes symmetric GPTQ only")
-    write_directory(source, root, dict.fromkeys(linears, lambda layer: _encode(layer, account)), config, account, progress)
+    write_directory(
+        source, root, dict.fromkeys(linears, lambda layer: _encode(layer, account)), config, account, progress
+    )
     write_json(root / "quantize_config.json", config)
 
 
@@ -82,9 +84,8 @@ class Reader:
 
     def __init__(self, config: Mapping[str, Any], account: Account) -> None:
         """Raises FormatError for settings that make no sense."""
-        self._account = account
+        self._account, self._config = account, config
         self.bits = setting(config, "bits", int, among=BITS)
-        self.group_size = setting(config, "group_size", int)
         found = config.get("checkpoint_format", config.get("format", "gptq"))
         if found not in ("gptq", "gptq_v2"):
             raise FormatError(f"GPTQ checkpoint_format '{found}' is not read; gptq and gptq_v2 are")
@@ -94,7 +95,7 @@ class Reader:
     def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
         """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
         rows, columns = shape
-        size = columns if self.group_size in (-1, 0) else self.group_size
+        size = group_setting(self._config, columns)
         count = -(-columns // size)
         packed = wanted(tensors, "qweight", name, torch.int32, (words(columns, self.bits), rows))
         packed_zeros = wanted(tensors, "qzeros", name, torch.int32, (count, words(rows, self.bits)))

@@ -24,7 +24,15 @@ E4M3_NAN = 0x7F
 class Reader:
     """`quantization_config` of a compressed-tensors directory, and layers as forms and tensors of ours."""
 
-    names = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale")
+    names = (
+        "weight_packed",
+        "weight",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_shape",
+        "weight_g_idx",
+        "input_scale",
+    )
 
     def __init__(self, config: Mapping[str, Any], account: Account) -> None:
         """Raises FormatError for settings that make no sense."""
@@ -43,7 +51,9 @@ class Reader:
         group = self._group(name)
         weights = group.get("weights")
         if not isinstance(weights, dict) or "weight_g_idx" in tensors:
-            raise FormatError(f"{name}: its config group has no weights, or reorders columns (actorder), which is not read")
+            raise FormatError(
+                f"{name}: its config group has no weights, or reorders columns (actorder), which is not read"
+            )
         size = self._group_size(name, weights, shape[1])
         if group["format"] == FLOAT:
             form, own = _float(name, shape, size, tensors, self._account)

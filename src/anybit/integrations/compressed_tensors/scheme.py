@@ -78,7 +78,7 @@ def activations(name: str, inputs: Mapping[str, Any] | None) -> Scheme | None:
     fits = (strategy, static) in (("token", False), ("group", False), ("tensor", True)) and (symmetric or not static)
     if not fits or kind not in ("int", "float") or inputs.get("num_bits") not in range(2, 9):
         raise FormatError(f"{name}: input_activations {dict(inputs)} are not read; per token or static per tensor are")
-    granularity = {"granularity": strategy, "static": static}
+    granularity: Scheme = {"granularity": strategy, "static": static}
     if strategy == "group":
         granularity["group_size"] = int(inputs.get("group_size") or 0)
         if granularity["group_size"] < 1:

@@ -101,7 +101,8 @@ def _cache(source: Checkpoint, account: Account) -> tuple[Scheme | None, dict[st
     if not source.kv:
         return None, {}
     account.lose(
-        "keys and values with ranges found per token or channel; float8 with scale 1 is written", "quantization_config.kv"
+        "keys and values with ranges found per token or channel; float8 with scale 1 is written",
+        "quantization_config.kv",
     )
     ones = [f"{name}.{which}_scale" for name in source.modules if name.endswith(".self_attn") for which in "kv"]
     return dict(FP8_CACHE), {name: torch.ones(1) for name in ones}

@@ -1,4 +1,4 @@
-"""What a format could not say: refused with the reason, or, where the user accepts losses, written as near as it goes and listed."""
+"""What a format could not say: refused with the reason or, where losses are accepted, written as near as it goes and listed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Account:
 
     def refuse(self, what: str, where: str) -> InputError:
         """The error for something that has no nearest: raise it."""
-        return InputError(f"{self.format} cannot say {what} ({where}); keep the anybit checkpoint, or choose another format")
+        return InputError(
+            f"{self.format} cannot say {what} ({where}); keep the anybit checkpoint, or choose another format"
+        )
 
     def lines(self) -> list[str]:
         """Losses first, each with where it happened; then notes."""

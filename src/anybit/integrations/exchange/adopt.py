@@ -30,7 +30,7 @@ from anybit.formats.decoder import Form
 from anybit.formats.terms import stored_bits
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.open import Foreign, open_foreign
-from anybit.layers.linear import kernel_name
+from anybit.layers.linear import Terms, kernel_name
 from anybit.layers.swap import quantized, tie_head
 from anybit.models.normalize import conv1d_weights, normalize
 from anybit.models.skeleton import empty_model, release
@@ -118,10 +118,14 @@ class Adoption:
         self._shard(self.shards, ends if structure.tied else [*ends, structure.head])
         answer, *echoed = [entry.logits(ids, hidden)[-1] for hidden in streams]
         if not bool(answer.isfinite().all()):
-            raise InputError("the imported model answers with NaN or infinity; the checkpoint is damaged, download it again")
+            raise InputError(
+                "the imported model answers with NaN or infinity; the checkpoint is damaged, download it again"
+            )
         write_canary(self.partial.root / CANARY, ids, answer, echoed)
         if not self.forms:
-            raise InputError("no layer of this checkpoint holds codes anybit reads; give it to `anybit quantize` instead")
+            raise InputError(
+                "no layer of this checkpoint holds codes anybit reads; give it to `anybit quantize` instead"
+            )
 
     def ledger(self, model: str, identity: dict[str, Any]) -> dict[str, Any]:
         """The account for `finish_directory`."""
@@ -218,5 +222,5 @@ def _skeleton(config: dict[str, Any]) -> nn.Module:
 
 def _forget(module: nn.Module) -> None:
     """Drop what a quantized layer has prepared from tensors that were let go."""
-    if hasattr(module, "_forget"):
+    if isinstance(module, Terms):
         module._forget()

@@ -35,7 +35,8 @@ def write_directory(
     `encoders` has one function per layer that stays quantized; other quantized layers are written as floats that hold
     their exact values. `extra` tensors go into the last shard.
     """
-    shards, weight_map, size = list(source.shards()), {}, 0
+    shards, size = list(source.shards()), 0
+    weight_map: dict[str, str] = {}
     for number, (layers, kept) in enumerate(shards, start=1):
         progress("export", number - 1, len(shards))
         tensors = {name: source.tensor(name) for name in kept}
@@ -72,5 +73,3 @@ def dequantized(layer: Layer, source: Checkpoint, account: Account) -> Tensor:
         f"{account.format} keeps embeddings and heads in float"
     )
     return values
-
-

@@ -24,9 +24,15 @@ def setting(config: Mapping[str, Any], key: str, kind: type[Value], among: Seque
     if type(found) is not kind or (among and found not in among):
         choices = f" among {', '.join(map(str, among))}" if among else ""
         raise FormatError(f"quantization_config.{key} is {found!r}; need {kind.__name__}{choices}")
-    if kind is int and key == "group_size" and not (found in (-1, 0) or found > 0):
-        raise FormatError(f"quantization_config.group_size is {found}; need -1 or a number of columns")
     return found
+
+
+def group_setting(config: Mapping[str, Any], columns: int) -> int:
+    """`group_size` of GPTQ and AWQ for rows of `columns`; -1 and 0 stand for a whole row. Raises FormatError for less."""
+    found = setting(config, "group_size", int)
+    if found < -1:
+        raise FormatError(f"quantization_config.group_size is {found}; need -1 or a number of columns")
+    return found if found > 0 else columns
 
 
 def wanted(

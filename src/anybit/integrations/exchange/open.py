@@ -24,8 +24,15 @@ Part = tuple[Form, dict[str, Tensor]]
 class Foreign(Protocol):
     """What is imported: layers with codes as forms of ours, everything else as floats, by transformers' names."""
 
-    format: str
-    config: dict[str, Any]
+    @property
+    def format(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As transformers writes config.json, without quantization_config."""
+        ...
 
     def layer(self, name: str, shape: Shape) -> Part | None:
         """Form and tensors of a linear or embedding [N, K]; None where it holds floats."""
@@ -76,7 +83,9 @@ def open_foreign(path: Path, account: Account) -> Foreign:
 
         return GGUF(path, account)
     if not path.is_dir():
-        raise InputError(f"{path}: no such directory or .gguf file; give a checkpoint in one of: {', '.join(READERS)}, gguf")
+        raise InputError(
+            f"{path}: no such directory or .gguf file; give a checkpoint in one of: {', '.join(READERS)}, gguf"
+        )
     config = _read_json(path / "config.json")
     quantization = config.pop("quantization_config", None)
     if quantization is None and (path / "quantize_config.json").is_file():
@@ -130,12 +139,16 @@ class Directory:
     def floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """See `Foreign`."""
         if name not in self._entries:
-            raise InputError(f"{self.path}: {name} is in no shard; config.json describes another model, or a shard is gone")
+            raise InputError(
+                f"{self.path}: {name} is in no shard; config.json describes another model, or a shard is gone"
+            )
         if self._entries[name].shape != shape:
-            raise InputError(f"{self.path}: {name} is {list(self._entries[name].shape)}, config.json wants {list(shape)}")
+            raise InputError(
+                f"{self.path}: {name} is {list(self._entries[name].shape)}, config.json wants {list(shape)}"
+            )
         return self._shards.read(name)
 
-    def companions(self, folder: Path) -> Path:  # noqa: ARG002 - nothing has to be made
+    def companions(self, folder: Path) -> Path:
         """Itself."""
         return self.path
 

@@ -13,6 +13,7 @@ back. All of it is NumPy over whole rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 from anybit.integrations.exchange.grid import Grid
 
 BLOCK = 32
-Bytes = NDArray[np.uint8]
+Bytes = NDArray[Any]
+"""uint8; NumPy's annotations lose the type in every shift."""
 
 
 @dataclass(frozen=True)

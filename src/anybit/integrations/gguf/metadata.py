@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from anybit.integrations.exchange.account import Account
-from anybit.integrations.gguf.names import Names
 
 # What splits text before byte-level BPE: a mark in tokenizer.json's pre_tokenizer -> llama.cpp's name for all of it.
 _DIGITS_ALONE, _THREE_DIGITS, _ONE_DIGIT = '"Digits"', r"\\p{N}{1,3}", r"\\p{N}"
 
 
 def write_metadata(
-    writer: gguf.GGUFWriter, names: Names, config: Mapping[str, Any], directory: Path, account: Account
+    writer: gguf.GGUFWriter, config: Mapping[str, Any], directory: Path, account: Account
 ) -> NDArray[np.float32] | None:
     """Everything but tensors. Returns the factors of the rotary frequencies float32 [head_dim / 2] where the model changes them:
     they are a tensor.

@@ -20,7 +20,15 @@ from anybit.formats.decoder import Form, groups, per_column
 from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.foreign import Shape, affine_layer
-from anybit.integrations.gguf.blocks import Bytes, Unpacked, unpack_q4_0, unpack_q4_1, unpack_q5_0, unpack_q5_1, unpack_q8_0
+from anybit.integrations.gguf.blocks import (
+    Bytes,
+    Unpacked,
+    unpack_q4_0,
+    unpack_q4_1,
+    unpack_q5_0,
+    unpack_q5_1,
+    unpack_q8_0,
+)
 from anybit.integrations.gguf.kquants import unpack_q4_k, unpack_q5_k, unpack_q6_k
 from anybit.integrations.gguf.names import Names
 from anybit.models.gguf import check_gguf, quiet_transformers
@@ -63,7 +71,9 @@ class GGUF:
             self.config["head_dim"] = int(width)
         self._names = Names(self.config)
         if "rope_freqs.weight" in self._tensors:
-            raise InputError(f"{path}: changed rotary frequencies (rope_freqs) are not read; take a Hugging Face directory")
+            raise InputError(
+                f"{path}: changed rotary frequencies (rope_freqs) are not read; take a Hugging Face directory"
+            )
         odd = sorted({t.tensor_type.name for t in self._file.tensors if t.tensor_type not in (*CODES, *FLOATS)})
         if odd:
             known = ", ".join(kind.name for kind in (*CODES, *FLOATS))
@@ -83,7 +93,9 @@ class GGUF:
             return None
         unpack, bits, size, block = CODES[tensor.tensor_type]
         found = unpack(self._rows(f"{name}.weight", tensor, shape[0]))
-        if found.codes.shape != shape or not all(bool(t.isfinite().all()) for t in (found.scale, found.offset) if t is not None):
+        if found.codes.shape != shape or not all(
+            bool(t.isfinite().all()) for t in (found.scale, found.offset) if t is not None
+        ):
             raise InputError(f"{self.path}: {tensor.name} holds NaN or infinite scales, the file is damaged")
         if found.step is None and found.offset is None:
             zero = torch.full(found.scale.shape, 2 ** (bits - 1))
@@ -109,7 +121,9 @@ class GGUF:
                 AutoTokenizer.from_pretrained(str(self.path.parent), **where).save_pretrained(folder)
         except Exception as error:  # as above
             reason = (str(error).splitlines() or [""])[0]
-            raise InputError(f"{self.path}: no tokenizer that transformers can read ({type(error).__name__}: {reason})") from error
+            raise InputError(
+                f"{self.path}: no tokenizer that transformers can read ({type(error).__name__}: {reason})"
+            ) from error
         return folder
 
     def identity(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def write(source: Checkpoint, target: Path, account: Account, progress: Progress
     lose_cache(source, account)
     writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[names.architecture], use_temp_file=True)
     try:
-        factors = write_metadata(writer, names, source.config, source.directory, account)
+        factors = write_metadata(writer, source.config, source.directory, account)
         if factors is not None:
             writer.add_tensor("rope_freqs.weight", factors)
         used = _tensors(source, writer, names, account, progress)

@@ -31,7 +31,9 @@ class PackedLinear(nn.Module):
             block = BLOCKS[-1]
             grid = Grid(grid.bits, groups(columns, block) * block, grid.codes, grid.scale, grid.zero)
         if not block:
-            raise account.refuse(f"groups of {grid.group_size} columns; blocks of {', '.join(map(str, BLOCKS))} are", where)
+            raise account.refuse(
+                f"groups of {grid.group_size} columns; blocks of {', '.join(map(str, BLOCKS))} are", where
+            )
         self.sizes["block_size"] = block
         cut = _in_blocks(grid, block, columns)
         count = groups(columns, block)
@@ -52,7 +54,7 @@ class PackedLinear(nn.Module):
         inputs = [x, self.b, self.scale, self.zero]
         shape = [*x.shape[:-1], self.sizes["N"]]
         y: Tensor = torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulNBits", inputs, self.sizes, dtype=x.dtype, shape=shape, version=1
+            "com.microsoft::MatMulNBits", inputs, {**self.sizes}, dtype=x.dtype, shape=shape, version=1
         )
         return y if self.bias is None else y + self.bias
 
@@ -89,5 +91,3 @@ def _dense(table: Tensor, bits: int) -> Tensor:
     padded = torch.nn.functional.pad(table, (0, -columns % per_byte)).numpy().reshape(rows, -1, per_byte)
     shifts = (np.arange(per_byte) * bits).astype(np.uint8)
     return torch.from_numpy((padded << shifts).sum(-1, dtype=np.uint8))
-
-

@@ -1,4 +1,4 @@
-"""anybit -> ONNX: `model.onnx`, one step of decoding with its cache as inputs and outputs, and `config.json` and tokenizer beside it.
+"""anybit -> ONNX: `model.onnx`, one decoding step with its cache as inputs and outputs, beside config.json and tokenizer.
 
     input_ids int64 [B, T], attention_mask int64 [B, P + T], position_ids int64 [B, T],
     past_key_values.{i}.key / .value float32 [B, kv_heads, P, head_dim]
@@ -48,7 +48,9 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
     _trace(model, root / FILE)
     copy_companions(source.directory, root)
     write_json(root / "config.json", {k: v for k, v in source.config.items() if k != "quantization_config"})
-    account.note("one decoding step with key and value caches in float32; MatMulNBits in float32 (accuracy_level unset)")
+    account.note(
+        "one decoding step with key and value caches in float32; MatMulNBits in float32 (accuracy_level unset)"
+    )
     account.note("MatMulNBits is onnxruntime's own operator (domain com.microsoft): other runtimes may not have it")
 
 
