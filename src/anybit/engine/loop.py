@@ -45,8 +45,8 @@ class Drafting:
         """How many of at most `most` tokens to guess at `level` for a pass at `bits`."""
         most, self._unused = min(most, self.drafter.longest), []
         if self.pace is None or most < 1:
-            return most
-        chosen = self.pace.length(level, bits, most)
+            return max(most, 0)
+        chosen = self.pace.length(level, bits, most) if level else 0
         if chosen < 1 and level and self.drafter.free:
             self._unused = self.drafter.propose(1)
         return chosen
@@ -123,9 +123,10 @@ class Decoding:
         level, guess, guessing = 0, list[int](), 0.0
         if drafting is not None:
             level = drafting.drafter.level
-            guess, guessing = drafting.guess(self._reach(step, bits, drafting.length(level, bits, room - 1)))
-            # a right guess of an end is seen in the row before it
-            guess = guess[: next((at for at, guessed in enumerate(guess) if guessed in ends), len(guess))]
+            if most := drafting.length(level, bits, room - 1):
+                guess, guessing = drafting.guess(self._reach(step, bits, most))
+                # a right guess of an end is seen in the row before it
+                guess = guess[: next((at for at, guessed in enumerate(guess) if guessed in ends), len(guess))]
         began, length = time.perf_counter(), runner.length
         news = self._choose([token, *guess], step, bits)
         if len(news) <= len(guess):
@@ -135,7 +136,8 @@ class Decoding:
         if drafting is not None:
             if drafting.pace is not None:
                 drafting.pace.passed(bits, 1 + len(guess), time.perf_counter() - began)
-            drafting.judge(level, bits, len(guess), news, guessing)
+            if level:
+                drafting.judge(level, bits, len(guess), news, guessing)
         return news
 
     def _reach(self, step: int, bits: int, most: int) -> int:
