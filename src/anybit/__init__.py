@@ -2,6 +2,7 @@
 
     anybit.quantize(model, recipe="gptq-w4", out=directory)     anybit.load(directory)
     anybit.evaluate(directory, text=file)                        anybit.generate(model, tokenizer, prompt)
+    anybit.export(directory, to="gguf", out=file)                anybit.import_checkpoint(path, out=directory)
 
 After `import anybit`, `transformers.AutoModelForCausalLM.from_pretrained(directory)` loads an anybit checkpoint too.
 """
@@ -16,16 +17,20 @@ from anybit.integrations.on_import import register_with_transformers
 if TYPE_CHECKING:
     from anybit.engine.generate import generate
     from anybit.evaluate.run import evaluate
+    from anybit.integrations.exchange.adopt import import_checkpoint
+    from anybit.integrations.exchange.export import export
     from anybit.job import plan
     from anybit.loading import load
     from anybit.pipeline import quantize
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "generate", "load", "plan", "quantize"]
+__all__ = ["__version__", "evaluate", "export", "generate", "import_checkpoint", "load", "plan", "quantize"]
 
 _HOME = {
     "evaluate": "anybit.evaluate.run",
+    "export": "anybit.integrations.exchange.export",
     "generate": "anybit.engine.generate",
+    "import_checkpoint": "anybit.integrations.exchange.adopt",
     "load": "anybit.loading",
     "plan": "anybit.job",
     "quantize": "anybit.pipeline",

@@ -13,7 +13,8 @@ import pytest
 from anybit.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = ["demo", "quantize", "recipes", "inspect", "eval", "generate", "chat", "schedule", "plan", "bench", "doctor"]
+CONTRACT = ["demo", "quantize", "recipes", "inspect", "eval", "generate", "chat", "schedule"]
+CONTRACT += ["export", "import", "plan", "bench", "doctor"]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from anybit.formats.decoder import Form
 from anybit.formats.terms import precisions, stored_bits
 
 LEDGER = "ledger.json"
+IMPORTED = "imported"
+"""What `planned` says where nothing was planned: the codes came from another engine's checkpoint."""
 
 
 class Row(BaseModel):
@@ -27,7 +29,7 @@ class Row(BaseModel):
     the relative weight error where none were needed, then `calibration_tokens` is 0), `errors` the same at every precision
     of a nested weight; `kernel` runs it on the machine that wrote the row; `sha256` holds one hash per tensor on disk;
     `precisions` are the widths it can be read at; `settled` is the form where statistics decided on another than was planned
-    before any work.
+    before any work. `planned` is "imported" where the codes came from elsewhere; nothing is compared then, and `error` is 0.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anybit.checkpoint.layout import INDEX, read_config
-from anybit.checkpoint.ledger import Ledger, check_numbers, form_word, tensor_sha256
+from anybit.checkpoint.ledger import IMPORTED, Ledger, check_numbers, form_word, tensor_sha256
 from anybit.errors import FormatError
 from anybit.formats.terms import tensor_specs
 
@@ -29,8 +29,9 @@ def verify(directory: Path) -> Ledger:
         raise FormatError(f"{directory}: ledger and config.json disagree about '{odd}'; quantize again")
     for name, form in forms.items():
         row = rows[name]
-        if form_word(form) != row.planned or row.actual != row.planned:
-            raise FormatError(f"{directory}: '{name}' is {form_word(form)}, the ledger planned {row.planned}")
+        if form_word(form) != row.actual or row.planned not in (row.actual, IMPORTED):
+            planned = row.actual if row.planned == IMPORTED else row.planned
+            raise FormatError(f"{directory}: '{name}' is {form_word(form)}, the ledger planned {planned}")
         wanted = {key: f"{name}.{key}" for key in tensor_specs(form)}
         found = {key: _read(directory, files, full) for key, full in wanted.items()}
         for key, (shape, dtype) in tensor_specs(form).items():

@@ -11,7 +11,9 @@ from anybit.cli.chat import chat
 from anybit.cli.demo import demo
 from anybit.cli.doctor import doctor
 from anybit.cli.eval import evaluate
+from anybit.cli.export import export
 from anybit.cli.generate import generate
+from anybit.cli.import_ import import_
 from anybit.cli.inspect import inspect
 from anybit.cli.plan import plan
 from anybit.cli.quantize import quantize
@@ -31,6 +33,8 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("schedule tune", tune, "anybit schedule tune smol-nested --task summarise --chain 4,3,2 --mean-bits 3.0"),
     ("schedule train", train, "anybit schedule train smol-nested --chain 4,3 --samples 256"),
     ("schedule show", show, "anybit schedule show smol-nested/schedules/summarise.json"),
+    ("export", export, "anybit export smol-w4 --to compressed-tensors --out smol-w4-vllm"),
+    ("import", import_, "anybit import SmolLM2.Q4_K_M.gguf --out smol-gguf"),
     ("plan", plan, "anybit plan demo --recipe gptq-w4 --max-size 90MB"),
     ("bench", bench, "anybit bench smol-w4 --rivals llama.cpp,openvino --threads 2"),
     ("doctor", doctor, "anybit doctor"),

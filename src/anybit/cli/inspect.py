@@ -43,7 +43,7 @@ def show(ledger: dict[str, Any]) -> None:
     if widths := nested_precisions(ledger):
         say(f"nested: can be read at {', '.join(map(str, widths))} bits")
     for row in rows:
-        if row["planned"] != row["actual"]:
+        if row["planned"] not in (row["actual"], "imported"):
             say(f"{row['name']}: planned {row['planned']}, stored {row['actual']}")
         for note in row.get("notes", []):
             say(f"{row['name']}: {note}")

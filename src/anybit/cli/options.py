@@ -26,6 +26,10 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output directory")]
+AllowLoss = Annotated[
+    bool,
+    typer.Option("--allow-loss", help="Write the nearest where a layer cannot be said exactly, and list every loss"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped")]
 Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Seed of everything random")]
 

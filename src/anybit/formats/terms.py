@@ -19,6 +19,7 @@ from anybit.formats.activation import restore_activations
 from anybit.formats.affine import Affine
 from anybit.formats.binary_coded import BinaryCoded
 from anybit.formats.bipolar import Bipolar
+from anybit.formats.blocked import Blocked
 from anybit.formats.codebook import Codebook
 from anybit.formats.decoder import Decoder, Form, Spec
 from anybit.formats.dual_grained import DualGrained
@@ -35,6 +36,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "binary_coded": BinaryCoded,
     "bipolar": Bipolar,
     "nested_affine": NestedAffine,
+    "blocked": Blocked,
     "float": Floating,
 }
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from anybit.formats.activation import ActivationSpec, Codes, restore_activations
-from anybit.formats.decoder import Form
+from anybit.formats.blocked import Blocked
+from anybit.formats.decoder import Form, by_group
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.tender import TenderActivations
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
@@ -178,6 +179,8 @@ def _kernel(term: CodeTerm, width: int) -> Product | None:
     columns = term.columns[1] - term.columns[0]
     if isinstance(term.decoder, DualGrained):
         return _dual_grained(term, term.decoder, columns)
+    if isinstance(term.decoder, Blocked):
+        return _blocked(term, term.decoder, columns)
     weight = of_decoder(term.planes, term.decoder, columns, width)
     return linear_w_a16.Prepared(weight) if weight else None
 
@@ -189,8 +192,38 @@ def _dual_grained(term: CodeTerm, decoder: DualGrained, columns: int) -> Product
     return lambda x: (kernel(x.float()) * channel).to(x.dtype)
 
 
+SHIFT = 2.0**12
+
+
+def _blocked(term: CodeTerm, decoder: Blocked, columns: int) -> Product | None:
+    """A scale of a block times a step has up to 18 bits: what float16 leaves of it is a second weight over the same planes,
+    whose scales are moved up to where float16 is dense. Offsets take the sum of x over each group."""
+    scales, offsets = decoder.scales(), decoder.offsets()
+    zero = None if offsets is None else torch.zeros(scales.shape, dtype=torch.uint8)
+    high = scales.half()
+    if torch.compiler.is_compiling() or not bool(high.isfinite().all()):
+        return None
+    low = ((scales - high.float()) * SHIFT).half()
+
+    def over(scale: Tensor) -> linear_w_a16.Prepared:
+        return linear_w_a16.Prepared(Weight(term.planes, scale, zero, decoder.group_size, columns))
+
+    coarse, fine = over(high), over(low) if bool((low != 0).any()) else None
+
+    def apply(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, columns).float()
+        y = coarse(rows)
+        if fine is not None:
+            y = y + fine(rows) / SHIFT
+        if offsets is not None:
+            y = y - by_group(rows, decoder.group_size).sum(-1) @ offsets.T
+        return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+    return apply
+
+
 # The kind of kernel weight that each decoder becomes.
-_KERNEL_KINDS = dict.fromkeys(("affine", "dual_grained"), "affine")
+_KERNEL_KINDS = dict.fromkeys(("affine", "dual_grained", "blocked"), "affine")
 _KERNEL_KINDS |= {kind: kind for kind in ("bipolar", "binary_coded", "codebook")} | {"nested_affine": "fractional"}
 
 

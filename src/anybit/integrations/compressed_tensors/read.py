@@ -1,0 +1,142 @@
+"""compressed-tensors -> anybit: pack-quantized, int-quantized, float-quantized, and groups of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anybit.errors import FormatError
+from anybit.formats.decoder import Form
+from anybit.formats.floating import Floating, FloatType
+from anybit.formats.terms import CodeTerm, save_terms
+from anybit.integrations.compressed_tensors.scheme import FLOAT, INTEGER, MIXED, PACKED, activations
+from anybit.integrations.exchange.account import Account
+from anybit.integrations.exchange.foreign import Shape, affine_layer, half_scale, setting, wanted
+from anybit.integrations.exchange.packing import unpack_words, words
+
+E4M3_NAN = 0x7F
+
+
+class Reader:
+    """`quantization_config` of a compressed-tensors directory, and layers as forms and tensors of ours."""
+
+    names = (
+        "weight_packed",
+        "weight",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_shape",
+        "weight_g_idx",
+        "input_scale",
+    )
+
+    def __init__(self, config: Mapping[str, Any], account: Account) -> None:
+        """Raises FormatError for settings that make no sense."""
+        self._account = account
+        whole = setting(config, "format", str, among=(PACKED, INTEGER, FLOAT, MIXED))
+        self.format = f"compressed-tensors {whole}"
+        groups = config.get("config_groups")
+        if not isinstance(groups, dict) or not all(isinstance(g, dict) and "targets" in g for g in groups.values()):
+            raise FormatError("quantization_config.config_groups is missing or has groups without targets")
+        self._groups = [{**group, "format": group.get("format") or whole} for group in groups.values()]
+        if config.get("kv_cache_scheme"):
+            account.lose("its float8 cache with fixed scales; the imported model caches in 16 bits", "kv_cache_scheme")
+
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
+        """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
+        group = self._group(name)
+        weights = group.get("weights")
+        if not isinstance(weights, dict) or "weight_g_idx" in tensors:
+            raise FormatError(
+                f"{name}: its config group has no weights, or reorders columns (actorder), which is not read"
+            )
+        size = self._group_size(name, weights, shape[1])
+        if group["format"] == FLOAT:
+            form, own = _float(name, shape, size, tensors, self._account)
+        else:
+            form, own = self._integer(name, shape, size, group, tensors)
+        spec = activations(name, group.get("input_activations"))
+        if spec is None:
+            return form, own
+        if spec["static"]:
+            scale = wanted(tensors, "input_scale", name, None, tuple(tensors.get("input_scale", torch.empty(1)).shape))
+            if scale.numel() != 1 or float(scale.float().item()) <= 0:
+                raise FormatError(f"{name}.input_scale must be one positive number")
+            own = own | {"input_scale": scale.float().reshape(1)}
+        return form | {"activations": spec}, own
+
+    def _integer(
+        self, name: str, shape: Shape, size: int, group: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Form, dict[str, Tensor]]:
+        (rows, columns), weights = shape, group["weights"]
+        bits = setting(weights, "num_bits", int, among=range(1, 9))
+        count = columns // size
+        if group["format"] == INTEGER:
+            signed = wanted(tensors, "weight", name, torch.int8, shape).short()
+            codes = (signed + 2 ** (bits - 1)).to(torch.uint8)
+            if bool((codes > 2**bits - 1).any()):
+                raise FormatError(f"{name}.weight holds codes that do not fit {bits} bits")
+        else:
+            packed = wanted(tensors, "weight_packed", name, torch.int32, (rows, words(columns, bits)))
+            codes = unpack_words(packed, bits, columns)
+        scale = wanted(tensors, "weight_scale", name, None, (rows, count)).float()
+        zero = torch.full((rows, count), 2 ** (bits - 1))
+        if not weights.get("symmetric", True):
+            key = "weight_zero_point"
+            if group["format"] == INTEGER:
+                zero = zero + wanted(tensors, key, name, torch.int8, (rows, count)).int()
+            else:
+                found = wanted(tensors, key, name, torch.int32, (words(rows, bits), count))
+                zero = unpack_words(found.T.contiguous(), bits, rows).T.int()
+        return affine_layer(name, (bits, size), codes, scale, zero, self._account)
+
+    def _group_size(self, name: str, weights: Mapping[str, Any], columns: int) -> int:
+        strategy = weights.get("strategy")
+        if strategy == "channel":
+            return columns
+        size = weights.get("group_size")
+        if strategy != "group" or type(size) is not int or size < 1 or columns % size:
+            raise FormatError(
+                f"{name}: weights by '{strategy}' with group_size {size} for {columns} columns are not read; 'channel' is, "
+                "and 'group' with a divisor"
+            )
+        return size
+
+    def _group(self, name: str) -> dict[str, Any]:
+        """The config group of a layer: one that names it, one whose regex does, else the one for its class."""
+        for fits in (_named, _matched, _classed):
+            for group in self._groups:
+                if any(fits(str(target), name) for target in group["targets"]):
+                    return group
+        raise FormatError(f"{name} is in no config group although it has quantized tensors")
+
+
+def _named(target: str, name: str) -> bool:
+    return target == name
+
+
+def _matched(target: str, name: str) -> bool:
+    try:
+        return target.startswith("re:") and re.match(target[3:], name) is not None
+    except re.error as error:
+        raise FormatError(f"target '{target}' is no regular expression ({error})") from None
+
+
+def _classed(target: str, name: str) -> bool:  # noqa: ARG001 - one signature for all three
+    return target == "Linear"
+
+
+def _float(
+    name: str, shape: Shape, size: int, tensors: Mapping[str, Tensor], account: Account
+) -> tuple[Form, dict[str, Tensor]]:
+    weight = wanted(tensors, "weight", name, torch.float8_e4m3fn, shape)
+    scale = wanted(tensors, "weight_scale", name, None, (shape[0], shape[1] // size)).float()
+    codes = weight.view(torch.uint8)
+    if bool(((codes & E4M3_NAN) == E4M3_NAN).any()) or bool((scale <= 0).any()):
+        raise FormatError(f"{name} holds NaN codes or scales that are not positive")
+    decoder = Floating(FloatType(4, 3), size, half_scale(name, scale, account))
+    return save_terms([CodeTerm.from_codes(codes, decoder)], shape)
