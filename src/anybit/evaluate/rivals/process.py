@@ -83,14 +83,18 @@ class Worker:
 
     def measure(self, prompt_tokens: int, new_tokens: int) -> Speed:
         """See `Contestant`."""
+        answer = self.ask({"prompt": prompt_tokens, "new": new_tokens})
+        return Speed(answer.get("prefill"), answer.get("decode"))
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Its answer to one request. Raises RivalFailed when it ends instead, or takes longer than `MEASURE_SECONDS`."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
-            stdin.write(json.dumps({"prompt": prompt_tokens, "new": new_tokens}).encode() + b"\n")
+            stdin.write(json.dumps(request).encode() + b"\n")
         except OSError:  # it has ended; why is in what it wrote
             raise RivalFailed(self._ending()) from None
-        answer = self._answer()
-        return Speed(answer.get("prefill"), answer.get("decode"))
+        return self._answer()
 
     def close(self) -> None:
         """End the process, asked nicely first."""
