@@ -34,7 +34,9 @@ def column_slice(term: Term, start: int, stop: int) -> Term | None:
     if term.columns != (0, term.shape[1]):
         raise FormatError("its precision is mixed along its inputs, which cannot be divided")
     if start % 8 or (stop % 8 and stop != term.shape[1]):
-        raise FormatError(f"columns {start} to {stop} are no whole bytes of its planes; each part needs a multiple of 8")
+        raise FormatError(
+            f"columns {start} to {stop} are no whole bytes of its planes; each part needs a multiple of 8"
+        )
     decoder = _cut_decoder(term.decoder, term.shape, start, stop)
     planes = term.planes[:, :, start // 8 : -(-stop // 8)]
     return replace(term, planes=planes, decoder=decoder, shape=shape, columns=(0, stop - start))

@@ -85,9 +85,9 @@ class AnybitConfig(QuantizationConfig):
         if isinstance(layer, LinearBase):
             parts = self._parts(prefix)
             return AnybitLinear(parts, self.widths) if parts else UnquantizedLinearMethod()
-        if inside := [name for name in self.forms if name.startswith(f"{prefix}.")]:
-            if type(layer).__name__ in ("RoutedExperts", "FusedMoE"):
-                raise FormatError(f"'{inside[0]}' is part of fused experts, which this plugin does not run; use `anybit serve`")
+        inside = next((name for name in self.forms if name.startswith(f"{prefix}.")), "")
+        if inside and type(layer).__name__ in ("RoutedExperts", "FusedMoE"):
+            raise FormatError(f"'{inside}' is one of fused experts, which this plugin does not run; use `anybit serve`")
         return None
 
     def _decide(self, vllm: VllmConfig) -> None:

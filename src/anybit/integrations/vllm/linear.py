@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.linear import LinearMethodBase
@@ -20,7 +20,8 @@ from anybit.formats.form import Form
 from anybit.formats.terms import tensor_specs
 from anybit.integrations.vllm import op
 from anybit.integrations.vllm.multiply import multiplier
-from anybit.integrations.vllm.part import Part, joined
+from anybit.integrations.vllm.op import Layer
+from anybit.integrations.vllm.part import Part, joined, own_share
 from anybit.integrations.vllm.policy import Widths
 from anybit.integrations.vllm.threads import use_given_cores
 
@@ -35,7 +36,7 @@ class AnybitLinear(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: nn.Module,
+        layer: Layer,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         *sizes: Any,
@@ -47,40 +48,30 @@ class AnybitLinear(LinearMethodBase):
                 f"{', '.join(self._forms)}: {len(self._forms)} layers of the checkpoint for a layer of "
                 f"{len(output_partition_sizes)} parts; this plugin cannot divide a layer that was saved fused"
             )
-        rank = get_tensor_model_parallel_rank() if getattr(layer, "tp_size", 1) > 1 else 0
+        workers = int(getattr(layer, "tp_size", 1))
+        rank = get_tensor_model_parallel_rank() if workers > 1 else 0
         parts = []
-        for (name, form), rows in zip(self._forms.items(), output_partition_sizes, strict=True):
-            whole, columns = form["shape"]
-            workers = getattr(layer, "tp_size", 1)
-            kept = (own_share(whole, rows, rank, workers, name), own_share(columns, input_size_per_partition, rank, workers, name))
-            parts.append(Part(name, form, *kept))
+        for (name, form), mine in zip(self._forms.items(), output_partition_sizes, strict=True):
+            rows = own_share(name, form["shape"][0], mine, rank, workers)
+            columns = own_share(name, form["shape"][1], input_size_per_partition, rank, workers)
+            parts.append(Part(name, form, rows, columns))
         route(layer, parts)
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         """Make the product and let go of what was loaded."""
         use_given_cores()
         shards = joined([part.finished() for part in layer.anybit_parts])
         layer.anybit_product = multiplier(shards, self._widths, layer.weight.device)
         layer.anybit_parts = ()
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Layer, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, K] -> [T, N]."""
         y = op.multiply(layer, x)
         return y if bias is None else y + bias
 
 
-def own_share(whole: int, mine: int, rank: int, workers: int, name: str) -> tuple[int, int]:
-    """[start, stop) of `whole` rows or columns for a worker that holds `mine` of them; with fewer shares than workers (key and
-    value heads) neighbours hold the same one."""
-    shares = whole // mine if mine else 0
-    if not shares or whole % mine or workers % shares:
-        raise FormatError(f"{name}: {whole} rows or columns in the checkpoint, {mine} on each of {workers} workers in the model")
-    start = rank // (workers // shares) * mine
-    return start, start + mine
-
-
-def route(layer: nn.Module, parts: list[Part]) -> None:
-    """Give the layer an empty parameter for every tensor name, whose loader hands tensors to the parts, and our operator's name."""
+def route(layer: Layer, parts: list[Part]) -> None:
+    """Give the layer an empty parameter for every tensor name, whose loader hands tensors to the parts; name it for `op`."""
     layer.anybit_parts = tuple(parts)
     for name, (_, dtype) in {key: spec for part in parts for key, spec in tensor_specs(part.form).items()}.items():
         parameter = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)

@@ -6,15 +6,20 @@ choose by the number of tokens. So it holds the layer's name, found again at run
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.config import get_current_vllm_config
 from vllm.forward_context import get_forward_context
 
 from anybit.errors import FormatError
 
+Layer = Any
+"""A module of vLLM; ours are the attributes `anybit_*`."""
 
-def name(layer: nn.Module, called: str, outputs: int) -> None:
+
+def name(layer: Layer, called: str, outputs: int) -> None:
     """Make the layer known under its name in the checkpoint. Raises FormatError when two have the same."""
     known = get_current_vllm_config().compilation_config.static_forward_context
     if called in known:
@@ -23,7 +28,7 @@ def name(layer: nn.Module, called: str, outputs: int) -> None:
     layer.anybit_name, layer.anybit_outputs = called, outputs
 
 
-def multiply(layer: nn.Module, x: Tensor) -> Tensor:
+def multiply(layer: Layer, x: Tensor) -> Tensor:
     """x [..., K] -> [..., outputs] in the dtype of x."""
     if torch.compiler.is_compiling():
         return multiply_op(x, layer.anybit_name, layer.anybit_outputs)
@@ -31,7 +36,7 @@ def multiply(layer: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
-def rows(layer: nn.Module, ids: Tensor) -> Tensor:
+def rows(layer: Layer, ids: Tensor) -> Tensor:
     """ids int [...] -> [..., H] in the dtype of the model."""
     if torch.compiler.is_compiling():
         return rows_op(ids, layer.anybit_name, layer.embedding_dim, layer.anybit_dtype)

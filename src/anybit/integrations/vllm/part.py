@@ -92,6 +92,23 @@ class Part:
         return Shard(terms, spec, static, inputs)
 
 
+def own_share(name: str, whole: int, mine: int, rank: int, workers: int) -> Range:
+    """[start, stop) of `whole` rows or columns for worker `rank` of `workers`, which holds `mine` of them.
+
+    With fewer shares than workers (key and value heads) neighbours hold the same one.
+
+    Raises:
+        FormatError: `mine` says that the model is not of the checkpoint's shape.
+    """
+    shares = whole // mine if mine else 0
+    if not shares or whole % mine or workers % shares:
+        raise FormatError(
+            f"{name}: {whole} rows or columns in the checkpoint, {mine} on each of {workers} workers in the model"
+        )
+    start = rank // (workers // shares) * mine
+    return start, start + mine
+
+
 def check_inputs(inputs: Sequence[Op], start: int, stop: int) -> None:
     """Raise FormatError when what a layer does to its input mixes columns start..stop-1 with others."""
     for op in inputs:

@@ -17,7 +17,7 @@ from anybit.checkpoint.layout import METHOD
 class Steps(LogitsProcessor):
     """Keeps, for every row of the batch, vLLM's own list of the tokens emitted so far."""
 
-    def __init__(self, vllm_config: VllmConfig, device: Any, is_pin_memory: bool) -> None:  # noqa: ARG002
+    def __init__(self, vllm_config: VllmConfig, device: Any, is_pin_memory: bool) -> None:
         config: Any = vllm_config.quant_config
         self._config = config if config is not None and config.get_name() == METHOD else None
         self._emitted: dict[int, list[int]] = {}

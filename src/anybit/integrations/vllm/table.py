@@ -14,6 +14,7 @@ from anybit.formats.terms import save_terms
 from anybit.integrations.vllm import op
 from anybit.integrations.vllm.linear import route
 from anybit.integrations.vllm.multiply import multiplier
+from anybit.integrations.vllm.op import Layer
 from anybit.integrations.vllm.part import Part
 from anybit.integrations.vllm.policy import Widths
 from anybit.layers.embedding import QuantEmbedding
@@ -25,7 +26,7 @@ class AnybitTable(QuantizeMethodBase):
     def __init__(self, name: str, form: Form, widths: Widths) -> None:
         self._name, self._form, self._widths = name, form, widths
 
-    def create_weights(self, layer: nn.Module, *sizes: Any, params_dtype: torch.dtype, **extra: Any) -> None:
+    def create_weights(self, layer: Layer, *sizes: Any, params_dtype: torch.dtype, **extra: Any) -> None:
         """A part with this worker's rows. Raises FormatError for a vocabulary of another size."""
         if list(self._form["shape"]) != [layer.org_vocab_size, layer.embedding_dim]:
             raise FormatError(
@@ -37,7 +38,7 @@ class AnybitTable(QuantizeMethodBase):
         layer.anybit_dtype = params_dtype
         route(layer, [Part(self._name, self._form, rows, (0, layer.embedding_dim))])
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         """Make the table and the product with it."""
         shard = layer.anybit_parts[0].finished()
         layer.anybit_parts = ()
@@ -49,11 +50,11 @@ class AnybitTable(QuantizeMethodBase):
         layer.anybit_product = multiplier([shard], self._widths, layer.weight.device)
         layer.anybit_padding = layer.num_embeddings_per_partition - shard.rows
 
-    def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
+    def embedding(self, layer: Layer, ids: Tensor) -> Tensor:
         """ids int64 [...] -> [..., H]."""
         return op.rows(layer, ids)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Layer, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, H] -> logits [T, V of this worker], 0 for the rows that only fill up."""
         logits = nn.functional.pad(op.multiply(layer, x), (0, layer.anybit_padding))
         return logits if bias is None else logits + bias
@@ -62,21 +63,23 @@ class AnybitTable(QuantizeMethodBase):
 class TiedHead(QuantizeMethodBase):
     """The head of a model that shares the table of its embedding; it owns nothing."""
 
-    def create_weights(self, layer: nn.Module, *sizes: Any, **extra: Any) -> None:
+    def create_weights(self, layer: Layer, *sizes: Any, **extra: Any) -> None:
         """Nothing of its own."""
 
-    def tie_weights(self, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
+    def tie_weights(self, layer: Layer, embed_tokens: Layer) -> Layer:
         """Read that table from now on."""
         layer.weight = embed_tokens.weight
         layer.anybit_table = (embed_tokens,)
         return layer
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Layer) -> None:
         """Raise FormatError when the model never tied it."""
         if not hasattr(layer, "anybit_table"):
-            raise FormatError("config.json says that the head shares the embedding's table, but this model does not tie them")
+            raise FormatError(
+                "config.json says that the head shares the embedding's table, but this model does not tie them"
+            )
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Layer, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, H] -> logits."""
         (table,) = layer.anybit_table
         logits: Tensor = table.quant_method.apply(table, x, bias)

@@ -56,7 +56,7 @@ class Engine:
         return answer
 
     def _seconds(self, prompt: int, new: int, batch: int) -> float:
-        texts = [[random.randrange(3, self._vocabulary) for _ in range(prompt)] for _ in range(batch)]  # noqa: S311
+        texts = [[random.randrange(3, self._vocabulary) for _ in range(prompt)] for _ in range(batch)]
         start = time.perf_counter()
         self._run(texts, max_tokens=new, ignore_eos=True)
         return time.perf_counter() - start
