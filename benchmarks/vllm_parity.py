@@ -4,9 +4,9 @@ For each checkpoint: 50 prompts continued greedily by vLLM (plugin, float32, eag
 compared; where they part, the gap between the two tokens in our logits. Then perplexity of the same windows by both. A checkpoint
 with PREFILL,DECODE bits is served one text at a time, since a shared batch may give a text more bits than it asked for.
 
-Rounded activations make a model chaotic: a float sum in another order flips a few codes, and layers amplify that up to the size of
-the rounding itself. So for those the same comparison is made within our engine, between its two attention implementations: the
-floor below which no two engines agree.
+Rounded activations make a model chaotic: a float sum in another order flips a few codes, and layers amplify that up to the
+size of the rounding itself. So for those the same comparison is made within our engine, between its two attention
+implementations: the floor below which no two engines agree.
 """
 
 from __future__ import annotations

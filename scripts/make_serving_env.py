@@ -62,7 +62,9 @@ def main() -> int:
     try:
         build(log)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = f"`{' '.join(error.cmd[2:6])} ...` failed" if isinstance(error, subprocess.CalledProcessError) else error
+        reason = (
+            f"`{' '.join(error.cmd[2:6])} ...` failed" if isinstance(error, subprocess.CalledProcessError) else error
+        )
         print(f"serving environment: {reason}; see {log}", flush=True)
         return 1
     print(f"serving environment: ready, {serving_python().parent / 'vllm'}", flush=True)

@@ -58,7 +58,9 @@ def test_low_rank_pieces_add_up():
     torch.testing.assert_close(sum(parts), x @ term.dense().t())
 
 
-@pytest.mark.parametrize(("cut", "what"), [((4, 96), "whole bytes"), ((0, 12), "whole bytes"), ((8, 96), "whole groups")])
+@pytest.mark.parametrize(
+    ("cut", "what"), [((4, 96), "whole bytes"), ((0, 12), "whole bytes"), ((8, 96), "whole groups")]
+)
 def test_a_cut_inside_a_byte_or_group_is_refused(cut, what):
     with pytest.raises(FormatError, match=what):
         column_slice(code_term("affine", N, K), *cut)
@@ -87,9 +89,7 @@ def test_what_is_not_written_alike_is_not_stacked():
     assert stacked([[four, columns[0]], [four, columns[1]]]) is None
     low = LowRankTerm(torch.ones(N, 1).half(), torch.ones(1, K).half())
     assert stacked([[four, low], [four, low]]) is None
-    assert torch.equal(
-        dense(stacked([[four, columns[0]]] * 2)), torch.cat([dense([four, columns[0]])] * 2)
-    )
+    assert torch.equal(dense(stacked([[four, columns[0]]] * 2)), torch.cat([dense([four, columns[0]])] * 2))
 
 
 def static(granularity, **more):

@@ -20,8 +20,20 @@ from anybit.loading import load
 from tiny_checkpoints import quantize_tiny
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 96, "max_num_seqs": 4, "enable_prefix_caching": False}
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 96,
+    "max_num_seqs": 4,
+    "enable_prefix_caching": False,
+}
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
 TEXTS = [[1, *range(20 + seed, 60 + seed, 3 + seed % 2)] for seed in range(6)]
 NEW = 12
 
@@ -78,7 +90,15 @@ def ask(directory, *requests, cores="", **options):
 
 def test_the_plugin_inside_its_environment():
     """`test_vllm_inside.py`, where vLLM is."""
-    command = [serving_python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/integrations/test_vllm_inside.py"]
+    command = [
+        serving_python(),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/integrations/test_vllm_inside.py",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=clean(variables()), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout
@@ -100,7 +120,9 @@ def test_two_workers_say_what_our_engine_says(tmp_path):
 
 def test_weights_and_activations_with_a_tied_head(tmp_path):
     """Rounding makes codes flip under any other order of float sums, so likelihoods agree to that noise."""
-    directory = quantize_tiny("llama", tmp_path, recipe="smoothquant-w8a8", config={**SHAPE, "tie_word_embeddings": True})
+    directory = quantize_tiny(
+        "llama", tmp_path, recipe="smoothquant-w8a8", config={**SHAPE, "tie_word_embeddings": True}
+    )
     texts, scores = ask(directory, {"texts": TEXTS, "new": NEW}, {"score": TEXTS})
     model = load(directory)
     assert max(gaps(model, texts["tokens"])) < 0.1
@@ -122,7 +144,7 @@ def test_a_prompt_runs_at_its_precision_and_the_text_at_another(tmp_path):
 
 def test_bad_options_are_told_before_serving(tmp_path):
     directory = quantize_tiny("llama", tmp_path, config=SHAPE)
-    with pytest.raises(RivalFailed):
+    with pytest.raises(RivalFailed, match="InputError: the schedule wants 3 bits, but this checkpoint is not nested"):
         ask(directory, additional_config={"anybit": {"decode": "3"}})
 
 

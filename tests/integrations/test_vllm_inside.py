@@ -126,7 +126,14 @@ def test_a_linear_takes_its_tensors_through_empty_parameters(engine):
 
 
 def test_integer_products_are_those_of_our_layers_bit_for_bit(engine):
-    activations = {"kind": "int", "bits": 8, "symmetric": True, "granularity": "token", "group_size": 128, "static": False}
+    activations = {
+        "kind": "int",
+        "bits": 8,
+        "symmetric": True,
+        "granularity": "token",
+        "group_size": 128,
+        "static": False,
+    }
     saved = [save_terms([code_term("affine-symmetric", N, K, bits=8, group=K)], (N, K)) for _ in NAMES]
     forms = {f"l.{name}": each[0] | {"activations": activations} for name, each in zip(NAMES, saved, strict=True)}
     method, module = config(forms).get_quant_method(layer(), "l.qkv_proj"), torch.nn.Module()

@@ -30,7 +30,7 @@ def part(terms, rows=None, columns=None, name="model.layers.0.mlp.up_proj", **mo
     shape = (rows_of(terms), K)
     form, tensors = save_terms(terms, shape)
     made = Part(name, form | more, rows or (0, shape[0]), columns or (0, K))
-    for key in reversed(sorted(tensors)):
+    for key in sorted(tensors, reverse=True):
         made.load(key, tensors[key])
     return made
 
@@ -52,7 +52,9 @@ def test_a_layer_multiplies_as_its_decoder_says(kind, tokens, dtype):
     y = product([part(terms)], available=available)(x)
     assert y.dtype == dtype
     wanted = x.float() @ dense(terms).t()
-    torch.testing.assert_close(y.float(), wanted, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-3 * wanted.abs().max())
+    torch.testing.assert_close(
+        y.float(), wanted, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-3 * wanted.abs().max()
+    )
 
 
 def all_terms():
@@ -117,7 +119,9 @@ def test_hadamard_blocks_may_be_divided_and_whole_rows_may_not():
 
 
 def test_a_cut_inside_a_group_names_the_layer():
-    with pytest.raises(FormatError, match=r"model\.layers\.0\.mlp\.up_proj: 16 columns from 0 are no whole groups of 32"):
+    with pytest.raises(
+        FormatError, match=r"model\.layers\.0\.mlp\.up_proj: 16 columns from 0 are no whole groups of 32"
+    ):
         part([code_term("affine", N, K, group=32)], columns=(0, 16))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import tempfile
@@ -49,6 +50,12 @@ def last_line(output: str) -> str:
     """The last line that says something."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no output"
+
+
+def cause(output: str) -> str:
+    """The first line that names an exception (later ones follow from it), without a log's prefix; else the last line."""
+    found = re.search(r"\b([A-Z]\w*(?:Error|Unavailable): .+)", output)
+    return found[1][:300] if found else last_line(output)
 
 
 class Worker:
@@ -138,4 +145,4 @@ class Worker:
     def _ending(self) -> str:
         status = self._process.wait()
         self._errors.seek(0)
-        return f"its process ended with status {status}: {last_line(self._errors.read())}"
+        return f"its process ended with status {status}: {cause(self._errors.read())}"

@@ -26,7 +26,11 @@ def serving_python() -> Path:
 
 def variables(cores: str = "") -> dict[str, str]:
     """What vLLM on a CPU needs in its environment: offline, 1 GiB of cache, and `cores` in vLLM's words (`0-3`, `0|1`)."""
-    fixed = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    fixed = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    fixed |= {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }  # its stdout carries our answers
     return fixed | ({"VLLM_CPU_OMP_THREADS_BIND": cores} if cores else {})
 
 
