@@ -91,7 +91,7 @@ def test_a_layer_saved_fused_is_refused(engine):
     made.packed_modules_mapping = {}
     method = made.get_quant_method(layer(), "model.layers.0.self_attn.qkv_proj")
     with pytest.raises(FormatError, match="saved fused"):
-        method.create_weights(torch.nn.Module(), K, [N, N, N])
+        method.create_weights(torch.nn.Module(), K, [N, N, N], K, 3 * N, torch.float32)
 
 
 def test_the_head_reads_the_table_of_a_nameless_embedding(engine):
@@ -109,7 +109,7 @@ def test_a_linear_takes_its_tensors_through_empty_parameters(engine):
     forms = {f"l.{name}": each[0] for name, each in zip(NAMES, saved, strict=True)}
     made = config(forms)
     method, module = made.get_quant_method(layer(), "l.qkv_proj"), torch.nn.Module()
-    method.create_weights(module, K, [N, N, N])
+    method.create_weights(module, K, [N, N, N], K, 3 * N, torch.float32)
     for shard, (_, tensors) in zip("vkq", reversed(saved), strict=True):
         for name, tensor in tensors.items():
             parameter = module.get_parameter(name)
@@ -122,7 +122,7 @@ def test_a_linear_takes_its_tensors_through_empty_parameters(engine):
     torch.testing.assert_close(method.apply(module, x, bias), wanted + bias, rtol=1e-4, atol=1e-3)
     assert module.anybit_parts == ()
     with pytest.raises(FormatError, match="two layers"):
-        method.create_weights(torch.nn.Module(), K, [N, N, N])
+        method.create_weights(torch.nn.Module(), K, [N, N, N], K, 3 * N, torch.float32)
 
 
 def test_integer_products_are_those_of_our_layers_bit_for_bit(engine):
@@ -137,7 +137,7 @@ def test_integer_products_are_those_of_our_layers_bit_for_bit(engine):
     saved = [save_terms([code_term("affine-symmetric", N, K, bits=8, group=K)], (N, K)) for _ in NAMES]
     forms = {f"l.{name}": each[0] | {"activations": activations} for name, each in zip(NAMES, saved, strict=True)}
     method, module = config(forms).get_quant_method(layer(), "l.qkv_proj"), torch.nn.Module()
-    method.create_weights(module, K, [N, N, N])
+    method.create_weights(module, K, [N, N, N], K, 3 * N, torch.float32)
     for shard, (_, tensors) in zip("qkv", saved, strict=True):
         for name, tensor in tensors.items():
             module.get_parameter(name).weight_loader(module.get_parameter(name), tensor, shard)

@@ -9,10 +9,12 @@ import torch
 
 from anybit.errors import FormatError, InputError, KernelUnavailable
 from anybit.formats.terms import ColumnsTerm, LowRankTerm, dense, save_terms
+from anybit.integrations.vllm import matrix_unit
 from anybit.integrations.vllm.multiply import _on_gpu, gpu_refusal, multiplier
 from anybit.integrations.vllm.part import Part, Shard, joined, own_share
 from anybit.integrations.vllm.policy import Policy, Widths
 from anybit.integrations.vllm.threads import bound_cores
+from anybit.kernels.linear_w_bf16 import op
 from anybit.layers.inputs import apply_inputs
 from random_terms import KINDS, code_term
 
@@ -39,8 +41,8 @@ def rows_of(terms):
     return next(term.shape[0] for term in terms if not isinstance(term, LowRankTerm))
 
 
-def product(parts, **options):
-    return multiplier(joined([each.finished() for each in parts]), widths(**options), CPU)
+def product(parts, dtype=torch.float32, **options):
+    return multiplier(joined([each.finished() for each in parts]), widths(**options), CPU, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -49,7 +51,7 @@ def product(parts, **options):
 def test_a_layer_multiplies_as_its_decoder_says(kind, tokens, dtype):
     terms, x = [code_term(kind, N, K)], torch.randn(tokens, K).to(dtype)
     available = terms[0].decoder.precisions
-    y = product([part(terms)], available=available)(x)
+    y = product([part(terms)], dtype, available=available)(x)
     assert y.dtype == dtype
     wanted = x.float() @ dense(terms).t()
     torch.testing.assert_close(
@@ -165,10 +167,35 @@ def test_nested_weights_follow_the_cell():
     term, x = code_term("nested_affine", N, K), torch.randn(3, K)
     available = term.decoder.precisions
     shared = widths(available, prefill=available[-1], decode=f"{available[-1]}@0,{available[0]}@4")
-    apply = multiplier([part([term]).finished()], shared, CPU)
+    apply = multiplier([part([term]).finished()], shared, CPU, torch.float32)
     for bits in (available[-1], available[0], available[-1]):
         shared.set(bits)
         torch.testing.assert_close(apply(x), x @ term.dense(bits).t(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", matrix_unit.KINDS)
+def test_models_in_bfloat16_multiply_many_tokens_in_the_matrix_unit(kind):
+    term, x = code_term(kind, N, K, group=32), torch.randn(5, K).bfloat16()
+    shard, available = part([term]).finished(), term.decoder.precisions
+    if reason := op.refusal():
+        pytest.skip(reason)
+    assert not matrix_unit.refusal(shard)
+    shared = widths(available, prefill=available[-1], decode=str(available[0]))
+    apply = multiplier([shard], shared, CPU, torch.bfloat16)
+    for bits in sorted({available[-1], available[0]}):
+        shared.set(bits)
+        rounded = x.double() @ term.dense(bits).bfloat16().double().t()
+        torch.testing.assert_close(apply(x).double(), rounded, rtol=2**-8, atol=2**-16 * float(rounded.abs().max()))
+        few = x[:1].double() @ term.dense(bits).double().t()  # looked up: weights are not rounded
+        torch.testing.assert_close(apply(x[:1]).double(), few, rtol=2**-8, atol=2**-16 * float(few.abs().max()))
+
+
+def test_the_matrix_unit_leaves_float32_and_rotated_inputs_alone():
+    shard = part([code_term("affine", N, K, group=32)], inputs=[{"op": "hadamard", "sizes": [1, 64]}]).finished()
+    assert matrix_unit.refusal(shard)
+    x, term = torch.randn(5, K), code_term("affine", N, K, group=32)
+    exact = x @ term.dense().t()
+    torch.testing.assert_close(product([part([term])])(x), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is there: Triton does not interpret")
@@ -196,7 +223,7 @@ def test_what_no_gpu_kernel_multiplies_is_refused_by_name():
     for shard, word in zip((rotated, quantized, dual, many), words, strict=True):
         assert word in gpu_refusal(shard)
         with pytest.raises(KernelUnavailable, match=word):
-            multiplier([shard], widths(), torch.device("cuda"))
+            multiplier([shard], widths(), torch.device("cuda"), torch.bfloat16)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ class AnybitLinear(LinearMethodBase):
         layer: Layer,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
-        *sizes: Any,
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
         **extra: Any,
     ) -> None:
         """Parts for this worker's rows and columns. Raises FormatError where the model and the checkpoint differ in shape."""
@@ -55,13 +57,14 @@ class AnybitLinear(LinearMethodBase):
             rows = own_share(name, form["shape"][0], mine, rank, workers)
             columns = own_share(name, form["shape"][1], input_size_per_partition, rank, workers)
             parts.append(Part(name, form, rows, columns))
+        layer.anybit_dtype = params_dtype
         route(layer, parts)
 
     def process_weights_after_loading(self, layer: Layer) -> None:
         """Make the product and let go of what was loaded."""
         use_given_cores()
         shards = joined([part.finished() for part in layer.anybit_parts])
-        layer.anybit_product = multiplier(shards, self._widths, layer.weight.device)
+        layer.anybit_product = multiplier(shards, self._widths, layer.weight.device, layer.anybit_dtype)
         layer.anybit_parts = ()
 
     def apply(self, layer: Layer, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anybit.errors import KernelUnavailable
 from anybit.formats.terms import CodeTerm, Term
+from anybit.integrations.vllm import matrix_unit
 from anybit.integrations.vllm.part import Shard
 from anybit.integrations.vllm.policy import Widths
 from anybit.layers.inputs import apply_inputs
@@ -17,8 +18,8 @@ from anybit.layers.linear import product, quantized_product
 Product = Callable[[Tensor], Tensor]
 
 
-def multiplier(shards: Sequence[Shard], widths: Widths, device: torch.device) -> Product:
-    """x float [T, K] -> [T, N] in the dtype of x: the rows of all shards side by side.
+def multiplier(shards: Sequence[Shard], widths: Widths, device: torch.device, dtype: torch.dtype) -> Product:
+    """x [T, K] of `dtype` -> [T, N] of the same: the rows of all shards side by side.
 
     Every width the policy may ask for is prepared here, so that a request cannot fail later and the saved tensors are let go
     where a kernel has its own form of them.
@@ -26,22 +27,26 @@ def multiplier(shards: Sequence[Shard], widths: Widths, device: torch.device) ->
     Raises:
         KernelUnavailable: a shard that nothing can multiply on that device.
     """
-    make = _on_gpu if device.type == "cuda" else _on_cpu
-    products = [make(shard, widths, device) for shard in shards]
+    if device.type == "cuda":
+        products = [_on_gpu(shard, widths, device) for shard in shards]
+    else:
+        products = [_on_cpu(shard, widths, dtype) for shard in shards]
     if len(products) == 1:
         return products[0]
     return lambda x: torch.cat([each(x) for each in products], -1)
 
 
-def _on_cpu(shard: Shard, widths: Widths, device: torch.device) -> Product:  # noqa: ARG001 (the shape of a maker)
-    by_bits = {bits: _at(shard, bits) for bits in (widths.asked if _nested(shard.terms) else widths.asked[:1])}
-    only = next(iter(by_bits.values())) if len(by_bits) == 1 else None
+def _on_cpu(shard: Shard, widths: Widths, dtype: torch.dtype) -> Product:
+    asked = widths.asked if _nested(shard.terms) else widths.asked[:1]
+    exact = {bits: _at(shard, bits) for bits in asked}
+    unit = dtype == torch.bfloat16 and not matrix_unit.refusal(shard)
+    many = matrix_unit.products(shard, asked) if unit else exact
 
     def apply(x: Tensor) -> Tensor:
-        # Kernels compute in float32 whatever x is; converted once, they take their shortest way in.
+        # Kernels take float32 whatever x is; converted once, they take their shortest way in.
         rows = apply_inputs(x.float().contiguous(), shard.inputs)
-        run = only if only is not None else by_bits[widths.bits]
-        return run(rows).to(x.dtype)
+        run = exact if len(rows) <= matrix_unit.FEW_TOKENS else many
+        return run[widths.bits if len(run) > 1 else asked[0]](rows).to(x.dtype)
 
     return apply
 

@@ -47,7 +47,7 @@ class AnybitTable(QuantizeMethodBase):
         table.fill(tensors)
         table.dtype_of_output = torch.empty(0, dtype=layer.anybit_dtype)
         layer.anybit_rows = (table,)  # in a tuple: its tensors are no parameters of the model
-        layer.anybit_product = multiplier([shard], self._widths, layer.weight.device)
+        layer.anybit_product = multiplier([shard], self._widths, layer.weight.device, layer.anybit_dtype)
         layer.anybit_padding = layer.num_embeddings_per_partition - shard.rows
 
     def embedding(self, layer: Layer, ids: Tensor) -> Tensor:
