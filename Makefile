@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*.cpp native/*.h src/a
 # One torch thread in each of pytest's two workers, whatever the machine has.
 TEST_ENV := OMP_NUM_THREADS=1 ANYBIT_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: demo test check format bench gpu rivals wheel sanitize clean
+.PHONY: demo test check format bench gpu rivals serving-env wheel sanitize clean
 
 demo: $(VENV)/.built
 	$(BIN)/anybit demo --out $(OUT) --overwrite
@@ -40,6 +40,10 @@ gpu: $(VENV)/.built
 # The engines `anybit bench` compares with, in environments of their own under ~/.cache/anybit/rivals (or $$ANYBIT_RIVALS).
 rivals: $(VENV)/.built
 	TORCH="$(TORCH)" $(BIN)/python scripts/make_rivals.py
+
+# vLLM with this anybit in it, in an environment of its own under ~/.cache/anybit/serving (or $$ANYBIT_SERVING).
+serving-env: $(VENV)/.built
+	TORCH="$(TORCH)" $(BIN)/python scripts/make_serving_env.py
 
 # auditwheel reads which glibc and libstdc++ the module needs and names the wheel accordingly (manylinux).
 wheel: $(VENV)/.built

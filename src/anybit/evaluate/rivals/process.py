@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import tempfile
@@ -51,6 +52,12 @@ def last_line(output: str) -> str:
     return lines[-1][:300] if lines else "no output"
 
 
+def cause(output: str) -> str:
+    """The first line that names an exception (later ones follow from it), without a log's prefix; else the last line."""
+    found = re.search(r"\b([A-Z]\w*(?:Error|Unavailable): .+)", output)
+    return found[1][:300] if found else last_line(output)
+
+
 class Worker:
     """A process that reads `{"prompt": P, "new": N}` lines and writes one JSON line to each; one more when it is ready.
 
@@ -83,14 +90,18 @@ class Worker:
 
     def measure(self, prompt_tokens: int, new_tokens: int) -> Speed:
         """See `Contestant`."""
+        answer = self.ask({"prompt": prompt_tokens, "new": new_tokens})
+        return Speed(answer.get("prefill"), answer.get("decode"))
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Its answer to one request. Raises RivalFailed when it ends instead, or takes longer than `MEASURE_SECONDS`."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
-            stdin.write(json.dumps({"prompt": prompt_tokens, "new": new_tokens}).encode() + b"\n")
+            stdin.write(json.dumps(request).encode() + b"\n")
         except OSError:  # it has ended; why is in what it wrote
             raise RivalFailed(self._ending()) from None
-        answer = self._answer()
-        return Speed(answer.get("prefill"), answer.get("decode"))
+        return self._answer()
 
     def close(self) -> None:
         """End the process, asked nicely first."""
@@ -134,4 +145,4 @@ class Worker:
     def _ending(self) -> str:
         status = self._process.wait()
         self._errors.seek(0)
-        return f"its process ended with status {status}: {last_line(self._errors.read())}"
+        return f"its process ended with status {status}: {cause(self._errors.read())}"
