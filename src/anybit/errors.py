@@ -49,6 +49,10 @@ class Busy(AnybitError):
     """No room for another request now; the same may be asked again later."""
 
 
+class Draining(Busy):
+    """Nothing new is accepted any more; another server may."""
+
+
 class PromiseError(AnybitError):
     """A budget, ledger or quality gate was not met."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -31,14 +32,13 @@ class Running:
 
     def __init__(self, checkpoint, *, key=None, slots=4, max_waiting=256, tokens=2048, hosts=("127.0.0.1",), **limits):
         pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-        import uvicorn
-
         from anybit.engine.native import NativeModel
         from anybit.engine.tokenizer import open_tokenizer
         from anybit.serving.app import create_app
         from anybit.serving.batch.engine import BatchEngine
+        from anybit.serving.drain import Server
         from anybit.serving.metrics import Metrics
-        from anybit.serving.run import listen
+        from anybit.serving.run import listen, settings
         from anybit.serving.service import Service
 
         self.model = NativeModel.open(checkpoint, verify=False, max_tokens=tokens, max_sequences=slots)
@@ -53,7 +53,7 @@ class Running:
         listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.port = listener.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
+        self._server = Server(settings(self.app), self.engine)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
         while not self._server.started:
@@ -68,6 +68,15 @@ class Running:
                 return stats
             time.sleep(0.01)
         raise AssertionError(f"still at work: {stats}")
+
+    def end(self):
+        """As at SIGTERM."""
+        self._server.handle_exit(signal.SIGTERM, None)
+
+    def ended(self, seconds=20):
+        """Whether it ends in so long."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def stop(self):
         self._server.should_exit = True

@@ -42,6 +42,9 @@ def serve(
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"serving needs {', '.join(missing)}; run: pip install 'anybit[serve]'")
+    key = os.environ.get(KEY) if api_key is None else api_key
+    if key == "":
+        raise InputError(f"--api-key (or {KEY}) is empty, which would let everybody in; give a key, or leave it out")
     cache = cache_spec(kv)
     from anybit.serving.run import listen, open_service
     from anybit.serving.run import serve as run
@@ -58,4 +61,4 @@ def serve(
     )
     shown = f"[{host}]" if ":" in host else host
     say(f"serving {service.name} on http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops)")
-    run(service, listener, host, api_key or os.environ.get(KEY) or None)
+    run(service, listener, host, key)

@@ -59,7 +59,10 @@ def _model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     def health() -> JSONResponse:
-        return JSONResponse({"status": "ok", "model": service.name, "precisions": list(service.engine.precisions)})
+        about = {"model": service.name, "precisions": list(service.engine.precisions)}
+        if not service.engine.accepting:  # balancers send their clients elsewhere
+            return JSONResponse({"status": "draining"} | about, 503)
+        return JSONResponse({"status": "ok"} | about)
 
     @app.get("/metrics")
     def metrics() -> Response:

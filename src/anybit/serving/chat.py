@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -25,7 +26,7 @@ async def chat(service: Service, asked: ChatRequest, http: HttpRequest) -> Respo
     if asked.top_logprobs and not asked.logprobs:
         raise Problem(400, "top_logprobs: needs logprobs: true", "top_logprobs")
     messages: list[Any] = [message.as_template() for message in asked.messages]
-    ids = encode_prompt(service.tokenizer, messages, chat=True, tools=used)
+    ids = await asyncio.to_thread(encode_prompt, service.tokenizer, messages, chat=True, tools=used)
     room = service.engine.context - len(ids)
     most = asked.max_completion_tokens or asked.max_tokens or room
     if room < 1:

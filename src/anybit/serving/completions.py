@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -19,7 +20,8 @@ from anybit.serving.service import Service
 async def complete(service: Service, asked: CompletionRequest, http: HttpRequest) -> Response:
     """The answer to one request."""
     service.check_model(asked.model)
-    prompts, most = _prompts(service, asked), 16 if asked.max_tokens is None else asked.max_tokens
+    prompts = await asyncio.to_thread(_prompts, service, asked)
+    most = 16 if asked.max_tokens is None else asked.max_tokens
     if asked.echo and asked.stream:
         raise Problem(400, "echo: not in a stream; leave stream out", "echo")
     wanted: dict[str, Any] = {

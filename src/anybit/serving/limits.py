@@ -71,7 +71,7 @@ class Limits:
         if self.key is None or not path.startswith(("/v1", "/metrics")):
             return None
         given = headers.get("authorization", "").removeprefix("Bearer ")
-        if hmac.compare_digest(given.encode(), self.key.encode()):
+        if hmac.compare_digest(given.encode("latin-1"), self.key.encode()):
             return None
         return 401, "the API key is missing or wrong; send 'Authorization: Bearer KEY'", None, "invalid_api_key"
 

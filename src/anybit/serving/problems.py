@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from anybit.errors import AnybitError, Busy, InputError
+from anybit.errors import AnybitError, Busy, Draining, InputError
 
 RETRY_SECONDS = "1"
 
@@ -41,9 +41,10 @@ def response(status: int, message: str, param: str | None = None, code: str | No
 
 def as_problem(error: AnybitError) -> Problem:
     """What the engine refused."""
+    if isinstance(error, Draining):
+        return Problem(503, str(error), code="unavailable")
     if isinstance(error, Busy):
-        down = "shutting down" in str(error)
-        return Problem(503 if down else 429, str(error), code="unavailable" if down else "rate_limit_exceeded")
+        return Problem(429, str(error), code="rate_limit_exceeded")
     return Problem(400 if isinstance(error, InputError) else 500, str(error))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import time
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from anybit.engine.generate import end_tokens
 from anybit.engine.native import NativeModel
@@ -19,12 +18,16 @@ from anybit.errors import InputError
 from anybit.formats.kv import KVSpec
 from anybit.serving.app import create_app
 from anybit.serving.batch.engine import BatchEngine
+from anybit.serving.connection import Connection
+from anybit.serving.drain import Server
 from anybit.serving.limits import LOCAL
 from anybit.serving.metrics import Metrics
 from anybit.serving.service import Service
 
 log = logging.getLogger("anybit")
 CONNECTIONS = 1024
+READ_SECONDS = 30
+"""That clients have, once every text is complete, to read theirs before the server ends."""
 
 
 def open_service(
@@ -69,6 +72,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # who is told the address may connect at once, and waits until the model is open
     except OSError as error:
         listener.close()
         raise InputError(
@@ -78,17 +82,29 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service, listener: socket.socket, host: str, key: str | None) -> None:
-    """Answer until SIGTERM or Ctrl-C; then nothing new is accepted and what was accepted is answered."""
+    """Answer until SIGTERM or Ctrl-C; then nothing new is accepted and what was accepted is answered.
+
+    Raises:
+        KeyboardInterrupt: a second signal came, and answers were cut short.
+    """
     hosts = LOCAL if host in ("127.0.0.1", "localhost", "::1") else None
     if hosts is None and key is None:
         log.warning("--host %s without --api-key: whoever reaches this machine may use the model", host)
     app = create_app(service, key=key, hosts=hosts)
-    settings = uvicorn.Config(app, log_level="warning", limit_concurrency=CONNECTIONS, server_header=False)
-    # uvicorn raises the signal again once it has drained, for those who would miss it: it has done its work here
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _drained)
-    uvicorn.Server(settings).run([listener])
+    server = Server(settings(app), service.engine)
+    server.run([listener])
+    if server.force_exit:
+        service.engine.close()
+        raise KeyboardInterrupt
 
 
-def _drained(number: int, frame: FrameType | None) -> None:
-    pass
+def settings(app: FastAPI) -> uvicorn.Config:
+    """How an application is served."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        log_level="warning",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=READ_SECONDS,
+        server_header=False,
+    )

@@ -3,6 +3,7 @@ refused; those that cannot change it are taken and ignored."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -105,8 +106,21 @@ class Message(BaseModel):
         """As chat templates read it."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
         found: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        more = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        calls = [_as_template(call) for call in self.tool_calls] if self.tool_calls else None
+        more = {"name": self.name, "tool_calls": calls, "tool_call_id": self.tool_call_id}
         return found | {key: value for key, value in more.items() if value is not None}
+
+
+def _as_template(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object: clients send them as a text of JSON, which a template would quote once more."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return call | {"function": function | {"arguments": arguments}}
 
 
 class ResponseFormat(BaseModel):

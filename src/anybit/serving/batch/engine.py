@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from anybit.engine.native import NativeModel
 from anybit.engine.schedule import check_available
-from anybit.errors import AnybitError, Busy, InputError
+from anybit.errors import AnybitError, Busy, Draining, InputError
 from anybit.serving.batch.passes import CHUNK, Passes
 from anybit.serving.batch.prefixes import Prefixes
 from anybit.serving.batch.request import MOST_LOGPROBS, Piece, Request, Stats
@@ -85,13 +85,13 @@ class BatchEngine:
         """Accept a request; `deliver` is called on the worker's thread with each piece, and must neither block nor raise.
 
         Raises:
-            InputError: it can never be answered. Busy: too many wait, or no more are accepted (`drain`).
+            InputError: it can never be answered. Busy: too many wait. Draining: no more are accepted.
         """
         self._check(request)
         text = Text.of(request, deliver, self.precisions, self._ends, self._model.times)
         with self._change:
             if not self._accepting:
-                raise Busy("the server is shutting down; ask another one")
+                raise Draining("the server is shutting down; ask another one")
             if len(self._waiting) >= self._max_waiting:
                 raise Busy(f"{len(self._waiting)} requests are waiting already; try again in a moment")
             self._waiting.append(text)
@@ -103,6 +103,11 @@ class BatchEngine:
         with self._change:
             ticket.text.cancelled = True
             self._change.notify_all()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new requests are taken: not after `drain` or `close`."""
+        return self._accepting
 
     def drain(self, seconds: float | None = None) -> bool:
         """Accept nothing new and wait until everything accepted is finished, at most so long; whether it is."""
