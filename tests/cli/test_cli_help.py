@@ -13,7 +13,7 @@ import pytest
 from anybit.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = ["demo", "quantize", "recipes", "inspect", "eval", "generate", "chat", "schedule"]
+CONTRACT = ["demo", "quantize", "recipes", "inspect", "eval", "generate", "chat", "serve", "schedule"]
 CONTRACT += ["export", "import", "plan", "bench", "doctor"]
 
 

@@ -1,7 +1,9 @@
-"""`anybit eval`: perplexity of a checkpoint on a text, and how far it is from the float model."""
+"""`anybit eval`: perplexity of a checkpoint on a text, how far it is from the float model, and lm-eval's tasks."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,14 +13,16 @@ from anybit.cli.options import Directory, Json
 from anybit.cli.output import print_json, say, say_facts
 from anybit.cli.progress import progress_bars
 from anybit.errors import InputError
+from anybit.integrations.extras import require
 from anybit.report.words import quality_words
 
 
 def evaluate(
     directory: Directory,
     text: Annotated[
-        str, typer.Option(metavar="FILE_OR_BUILTIN", help="Text file, or held-out text that comes along: `wiki-test`")
-    ],
+        str | None,
+        typer.Option(metavar="FILE_OR_BUILTIN", help="Text file, or held-out text that comes along: `wiki-test`"),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Float model to compare with, token by token")
     ] = None,
@@ -27,29 +31,66 @@ def evaluate(
     precision: Annotated[
         str | None, typer.Option(metavar="P", help="Bits to read nested weights with; default: all stored")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Tasks to score; none available yet")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Tasks of lm-eval; wiki-cloze, wiki-text, topics-cloze, topics-text come along"
+        ),
+    ] = None,
+    task_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with lm-eval tasks of your own (YAML)")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Documents of each task; default: all")] = None,
     json: Json = False,
 ) -> None:
-    """Measure perplexity, and distance from a float model.
+    """Measure perplexity, distance from a float model, and scores on tasks.
 
     Perplexity convention: non-overlapping windows of --ctx tokens, the first token of a window is not scored.
     """
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if text is None and not names:
+        raise InputError("nothing to measure; give --text FILE_OR_BUILTIN or --tasks A,B")
+    if not names and (task_path or limit):
+        raise InputError("--task-path and --limit say how to score tasks; give --tasks A,B too")
     bits = None if precision is None else chosen_precision(read_ledger(directory), "--precision", precision)
-    if tasks is not None:
-        raise InputError(f"--tasks {tasks}: tasks are not available in this version of anybit; leave --tasks out")
-    from anybit.evaluate.run import evaluate as measure
+    result: dict[str, Any] = {}
+    if text is not None:
+        from anybit.evaluate.run import evaluate as measure
 
-    with progress_bars() as progress:
-        sizes: dict[str, Any] = {"ctx": ctx, "max_tokens": max_tokens}
-        result = measure(directory, text=text, baseline=baseline, precision=bits, progress=progress, **sizes)
+        with progress_bars() as progress:
+            sizes: dict[str, Any] = {"ctx": ctx, "max_tokens": max_tokens}
+            result = measure(directory, text=text, baseline=baseline, precision=bits, progress=progress, **sizes)
+    if names:
+        result |= score_tasks(directory, names, baseline, precision=bits, task_path=task_path, limit=limit)
     if json:
         print_json(result)
     else:
         show(result)
 
 
+def score_tasks(directory: Path, names: list[str], baseline: str | None, **options: Any) -> dict[str, Any]:
+    """`tasks`: metrics by task of the checkpoint; `baseline_tasks`: of the float model, where one is given."""
+    require("lm_eval", "--tasks", "lm-eval")
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns of what is meant here: a model that is loaded already
+    from anybit.integrations.lm_eval import score
+
+    found = {"tasks": score(directory, names, **options)}
+    return (
+        found
+        if baseline is None
+        else found | {"baseline_tasks": score(baseline, names, **options | {"precision": None})}
+    )
+
+
 def show(result: dict[str, Any]) -> None:
     """Print an evaluation for a person."""
+    for key, title in (("tasks", ""), ("baseline_tasks", "float model: ")):
+        for task, metrics in result.get(key, {}).items():
+            say(f"{title}{task}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    if "perplexity" not in result:
+        return
     say_facts(
         {
             "perplexity": f"{result['perplexity']:.3f} ± {result['stderr']:.3f}",

@@ -23,7 +23,7 @@ from anybit.checkpoint.layout import METHOD, VERSION
 from anybit.errors import FormatError
 from anybit.formats.kv import KVSpec
 from anybit.layers.linear import Terms
-from anybit.layers.swap import swap_layers
+from anybit.layers.swap import float_layers, swap_layers
 
 
 class AnybitConfig(QuantizationConfigMixin):
@@ -57,9 +57,10 @@ class AnybitQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        from anybit.models.normalize import normalize
+        from anybit.models.normalize import is_normal, normalize
         from anybit.models.structure import find_structure
 
+        self.rewritten = not is_normal(model)
         normalize(model)
         structure = find_structure(model)
         with torch.device("meta"):
@@ -83,6 +84,19 @@ class AnybitQuantizer(HfQuantizer):
             from anybit.layers.kv_cache import cache_as
 
             cache_as(model, KVSpec.read(saved))
+        return model
+
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        """`model.dequantize()`: a float model with the values the codes stand for, at the precision in use."""
+        if self.rewritten:
+            raise FormatError(
+                f"{type(model).__name__} was rewritten to be quantized; it has no float form in transformers"
+            )
+        if hasattr(model, "kv_spec"):
+            raise FormatError(
+                "this model caches keys and values as codes, which no float model does; keep it quantized"
+            )
+        float_layers(model, dtype)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

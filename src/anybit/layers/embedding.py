@@ -66,6 +66,11 @@ class TiedHead(nn.Module):
         self.weight = embedding.weight
         self.out_features, self.in_features = embedding.out_features, embedding.in_features
 
+    @property
+    def table(self) -> QuantEmbedding:
+        """Whose rows are read."""
+        return self._table[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the head."""
         return self._table[0].multiply(x)

@@ -90,6 +90,17 @@ class Terms(nn.Module):
             self._products[bits] = self._product(bits)
         return self._products[bits](x)
 
+    def dense(self) -> Tensor:
+        """The weight float32 [N, K] as it is read now: nested terms at the precision of the model."""
+        bits = None if self.precision is None else self.precision.bits
+        total = torch.zeros(self.out_features, self.in_features)
+        for term in self.terms():
+            if isinstance(term, CodeTerm) and bits is not None:
+                total += term.dense(width_read(term.decoder.precisions, bits))
+            else:
+                total += term.dense()
+        return total
+
     def _product(self, bits: int | None) -> Product:
         spec = restore_activations(self.form)
         if spec is not None:

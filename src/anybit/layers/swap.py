@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from anybit.errors import FormatError, StructureError
 from anybit.formats.decoder import Form
+from anybit.formats.form import precisions
 from anybit.layers.embedding import QuantEmbedding, TiedHead
 from anybit.layers.linear import QuantLinear, Terms
 from anybit.layers.precision import Precision, available_precisions
@@ -40,6 +42,44 @@ def swap_layers(model: nn.Module, forms: Mapping[str, Form], tied: tuple[str, st
     for module in model.modules():
         if isinstance(module, Terms):
             module.precision = precision
+
+
+def float_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """The way back: in place of every quantized layer a float one with the values its codes stand for, at the precision in use.
+
+    Raises:
+        FormatError: a layer that does more than a float one would: it changes its input, or scales the rows of a table, or reads
+            it at two widths.
+    """
+    restored: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Terms):
+            restored[module] = _float_layer(name, module, dtype)
+        elif isinstance(module, TiedHead):
+            head = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            head.weight = restored[module.table].get_parameter("weight")
+            restored[module] = head
+        else:
+            continue
+        model.set_submodule(name, restored[module])
+
+
+def _float_layer(name: str, module: Terms, dtype: torch.dtype) -> nn.Module:
+    form = module.form
+    if changed := [part for part in ("inputs", "activations") if form.get(part)]:
+        raise FormatError(f"'{name}' changes its input ({changed[0]}), which no float layer does; keep it quantized")
+    weight = nn.Parameter(module.dense().to(dtype), requires_grad=False)
+    rows, columns = form["shape"]
+    if isinstance(module, QuantEmbedding):
+        full = module.precision is None or module.precision.bits == module.precision.available[-1]
+        if module.output_scale != 1 or not (full or len(precisions(form)) == 1):
+            raise FormatError(f"'{name}' scales its rows or reads them at two widths; keep it quantized")
+        return nn.Embedding(rows, columns, module.padding_idx, _weight=weight, _freeze=True)
+    bias: nn.Parameter | None = getattr(module, "bias", None)
+    linear = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    linear.register_parameter("weight", weight)
+    linear.register_parameter("bias", bias)
+    return linear
 
 
 def tie_head(model: nn.Module, embedding: str, head: str) -> None:

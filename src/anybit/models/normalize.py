@@ -60,6 +60,12 @@ def normalize(model: nn.Module) -> None:
             model.set_submodule(name, _split_experts(name, module))
 
 
+def is_normal(model: nn.Module) -> bool:
+    """Whether `normalize` would change nothing, so that names and shapes are those of transformers."""
+    found = (isinstance(m, Conv1D) or any(p.dim() == 3 for p in m.parameters(recurse=False)) for m in model.modules())
+    return not any(found)
+
+
 def conv1d_weights(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that `normalize` will transpose."""
     return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D))

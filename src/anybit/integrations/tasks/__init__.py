@@ -1,0 +1,1 @@
+"""Tasks for lm-eval that come along."""
