@@ -60,7 +60,8 @@ KvCache::KvCache(const KvShape& shape, const KvPolicy& policy, size_t layers, si
       pool_(reserve(layers * pages_ * shape.page_bytes()), std::free),
       open_(reserve(slots * layers * kept() * shape.open().page_bytes()), std::free),
       table_(slots * layers * pages_),
-      holders_(pages_),
+      references_(pages_),
+      holds_(pages_),
       sequences_(slots) {
   for (size_t page = pages_; page-- > 0;) free_.push_back(static_cast<std::uint32_t>(page));
   for (auto& sequence : sequences_) sequence.pages.reserve(pages_);
@@ -98,41 +99,13 @@ size_t KvCache::append(size_t slot) {
   }
   sequence.newest = std::max(sequence.newest, index);
   if (index == sequence.pages.size()) {
-    sequence.pages.push_back(take());
+    const size_t page = free_.back();
+    free_.pop_back();
+    references_[page] = 1;
+    sequence.pages.push_back(static_cast<std::uint32_t>(page));
     place(slot, index, policy_.seal);
   }
   return position;
-}
-
-std::uint32_t KvCache::take() {
-  const std::uint32_t page = free_.back();
-  free_.pop_back();
-  holders_[page] = 1;
-  return page;
-}
-
-void KvCache::release(std::uint32_t page) {
-  if (--holders_[page] == 0) free_.push_back(page);
-}
-
-std::uint32_t KvCache::hold(size_t slot, size_t index) {
-  const Sequence& sequence = sequences_[slot];
-  if (policy_.seal || (index + 1) * kPageTokens > sequence.length)
-    throw std::invalid_argument("only full pages of a cache that never seals can be held");
-  ++holders_[sequence.pages[index]];
-  return sequence.pages[index];
-}
-
-void KvCache::attach(size_t slot, const std::uint32_t* pages, size_t count) {
-  Sequence& sequence = sequences_[slot];
-  if (policy_.seal || sequence.length) throw std::invalid_argument("pages are attached to empty slots of a cache that never seals");
-  for (size_t index = 0; index < count; ++index) {
-    ++holders_[pages[index]];
-    sequence.pages.push_back(pages[index]);
-    place(slot, index, false);
-  }
-  sequence.length = count * kPageTokens;
-  sequence.newest = count ? count - 1 : 0;
 }
 
 void KvCache::seal(size_t layer) {
@@ -165,20 +138,58 @@ void KvCache::truncate(size_t slot, size_t length) {
   size_t first = left;  // page that has to be open, from here on
   if (policy_.seal)
     while (first > policy_.sinks && !sealed_before(first - 1, length)) --first;
-  for (size_t index = first; index < left; ++index)
-    if (!is_open(pages(0, slot)[index]) && index + ring() <= sequence.newest)
-      throw std::invalid_argument("cannot forget down to token " + std::to_string(length) + ": what page " + std::to_string(index) +
-                                  " held was sealed and is not kept any more; keep " + std::to_string((index + 1 + policy_.window) * kPageTokens) +
-                                  " or more, or start again");
-  if (length % kPageTokens && length < sequence.length && holders_[sequence.pages[left - 1]] > 1)
-    throw std::invalid_argument("cannot forget down to token " + std::to_string(length) + ": its page is shared; keep whole pages");
+  for (size_t index = first; index < left; ++index) refuse_to_open(slot, index, length);
+  if (length % kPageTokens) refuse_to_open(slot, length / kPageTokens, length);
   for (size_t index = first; index < left; ++index) place(slot, index, true);
   sequence.length = length;
   if (length == 0) sequence.newest = 0;
+  sequence.attached = std::min(sequence.attached, left);
   while (sequence.pages.size() > left) {
-    release(sequence.pages.back());
+    drop(sequence.pages.back());
     sequence.pages.pop_back();
   }
+}
+
+// A page that is to be written again must be this slot's alone, and what it held in 16 bits still there.
+void KvCache::refuse_to_open(size_t slot, size_t index, size_t length) const {
+  const Sequence& sequence = sequences_[slot];
+  const std::string start = "cannot forget down to token " + std::to_string(length) + ": ";
+  if (index < sequence.attached || references_[sequence.pages[index]] > 1)
+    throw std::invalid_argument(start + "page " + std::to_string(index) + " is shared; keep whole pages of it, or start again");
+  if (policy_.seal && !is_open(pages(0, slot)[index]) && index + ring() <= sequence.newest)
+    throw std::invalid_argument(start + "what page " + std::to_string(index) + " held was sealed and is not kept any more; keep " +
+                                std::to_string((index + 1 + policy_.window) * kPageTokens) + " or more, or start again");
+}
+
+void KvCache::drop(size_t page) {
+  if (--references_[page] == 0) free_.push_back(static_cast<std::uint32_t>(page));
+}
+
+size_t KvCache::hold(size_t slot, size_t index) {
+  const Sequence& sequence = sequences_[slot];
+  if ((index + 1) * kPageTokens > sequence.length || is_open(pages(0, slot)[index]))
+    throw std::invalid_argument("page " + std::to_string(index) + " of slot " + std::to_string(slot) + " is not finished");
+  const size_t page = sequence.pages[index];
+  ++references_[page], ++holds_[page];
+  return page;
+}
+
+void KvCache::release(size_t page) {
+  if (page >= pages_ || holds_[page] == 0) throw std::invalid_argument("page " + std::to_string(page) + " is not held");
+  --holds_[page];
+  drop(page);
+}
+
+void KvCache::attach(size_t slot, const std::uint32_t* pages, size_t count) {
+  Sequence& sequence = sequences_[slot];
+  if (sequence.length) throw std::invalid_argument("slot " + std::to_string(slot) + " is not empty");
+  if (policy_.seal && (policy_.sinks || policy_.window)) throw std::invalid_argument("a cache with sinks or a window cannot share pages");
+  for (size_t index = 0; index < count; ++index)
+    if (pages[index] >= pages_ || references_[pages[index]] == 0)
+      throw std::invalid_argument("page " + std::to_string(pages[index]) + " is not in use");
+  sequence.pages.assign(pages, pages + count);
+  for (size_t index = 0; index < count; ++index) ++references_[pages[index]], place(slot, index, false);
+  sequence.length = count * kPageTokens, sequence.attached = count, sequence.newest = count ? count - 1 : 0;
 }
 
 }  // namespace anybit

@@ -24,6 +24,10 @@ class KvCache {
   size_t slots() const { return sequences_.size(); }
   size_t length(size_t slot) const { return sequences_[slot].length; }
   size_t free_pages() const { return free_.size(); }
+  size_t pool_pages() const { return pages_; }
+
+  // How many slots and holds refer to each page of the pool, [pool_pages]; 0: it is free.
+  const std::vector<std::uint32_t>& references() const { return references_; }
 
   // How many of the free pages `tokens` more tokens of a slot would take.
   size_t pages_needed(size_t slot, size_t tokens) const;
@@ -41,17 +45,23 @@ class KvCache {
   void seal(size_t layer);
 
   // Forgets positions from `length` on; 0 empties the slot. Sealed pages that the rest needs open are opened again: what they held
-  // is kept for another page's length. Throws std::invalid_argument, without a change, where that is over, and where it would leave
-  // the slot in the middle of a page that others hold too.
+  // is kept for another page's length. Throws std::invalid_argument, without a change, where that is over, or where a page that is
+  // shared would be written next.
   void truncate(size_t slot, size_t length);
 
-  // Sharing whole pages among slots, of a cache that never seals. A page lives as long as a slot or a holder has it, and is written by
-  // nobody while more than one has.
-  // Gives an empty slot these pages, as its first positions. Throws std::invalid_argument: not empty, or a sealing cache.
+  // Sequences that begin alike can share pages; nothing writes a page that has more than one reference. These three throw
+  // std::invalid_argument, without a change, where they cannot be.
+  //
+  // Refers once more to page `index` of a slot, which must be full (and sealed, where pages are), and returns its number in the
+  // pool. It stays as it is until it is released, whatever becomes of the slot.
+  size_t hold(size_t slot, size_t index);
+
+  // Takes back what one `hold` gave.
+  void release(size_t page);
+
+  // Begins an empty slot with `count` pages of the pool that are in use: its length is 64 count. Where pages are sealed there must
+  // be no sinks and no window, whose 16-bit numbers only the sequence that wrote them has.
   void attach(size_t slot, const std::uint32_t* pages, size_t count);
-  // One more holder of page `index` of a slot, which is full; its number.
-  std::uint32_t hold(size_t slot, size_t index);
-  void release(std::uint32_t page);
 
   // Keys and values of all positions of a slot in a layer as attention sees them, each [kv_heads, length, head_dim].
   void read(size_t layer, size_t slot, float* keys, float* values) const;
@@ -63,7 +73,8 @@ class KvCache {
   struct Sequence {
     size_t length = 0;
     std::vector<std::uint32_t> pages;
-    size_t newest = 0;  // page that was ever begun
+    size_t newest = 0;    // page that was ever begun
+    size_t attached = 0;  // first pages, which this slot did not write
   };
   struct Due {
     size_t slot, page;
@@ -77,7 +88,8 @@ class KvCache {
   std::uint8_t* open_page(size_t layer, size_t slot, size_t index) const;
   std::uint8_t* pool_page(size_t layer, size_t slot, size_t index) const;
   void place(size_t slot, size_t index, bool open);
-  std::uint32_t take();
+  void refuse_to_open(size_t slot, size_t index, size_t length) const;
+  void drop(size_t page);
 
   KvShape shape_;
   KvPolicy policy_;
@@ -86,7 +98,7 @@ class KvCache {
   std::unique_ptr<std::uint8_t, void (*)(void*)> open_;  // [slots][layers][sinks, then a ring][bytes of an open page]
   std::vector<std::uint8_t*> table_;                 // [slots][layers][pages]
   std::vector<std::uint32_t> free_;
-  std::vector<std::uint32_t> holders_;               // [pages], 0: free
+  std::vector<std::uint32_t> references_, holds_;    // [pages]; holds_: those of them that `hold` gave
   std::vector<Due> due_;                             // pages to seal in this pass
   std::vector<Sequence> sequences_;
 };

@@ -1,5 +1,7 @@
 // One tiny decoder under sanitizers: a prompt at once, in pieces and token by token give the same logits, on every cache width.
+#include <algorithm>
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "decoder/decoder.h"
@@ -135,6 +137,71 @@ void check_precision(size_t kv_bits) {
   for (float v : values) expect(std::isfinite(v), "values of the last layer", kv_bits);
 }
 
+template <class Call>
+void refuses(Call&& call, const char* what) {
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    return;
+  }
+  expect(false, what);
+}
+
+// Tokens [begin, begin + rows) of a text in a slot, and their logits [rows, kVocabulary].
+std::vector<float> append(Decoder& decoder, size_t slot, size_t begin, size_t rows) {
+  Exact<std::int32_t> tokens(rows), slots(rows, static_cast<std::int32_t>(slot)), wanted(rows);
+  for (size_t i = 0; i < rows; ++i)
+    tokens[i] = static_cast<std::int32_t>((begin + i) * 11 % kVocabulary), wanted[i] = static_cast<std::int32_t>(i);
+  std::vector<float> out(rows * kVocabulary);
+  decoder.logits({tokens.data(), slots.data(), rows, wanted.data(), rows}, out.data());
+  return out;
+}
+
+// Two pages of one slot begin another: same logits, nothing writes them, and each is free when the last reference is gone.
+void check_sharing(size_t kv_bits, bool sealed) {
+  constexpr size_t shared = 2 * kPageTokens, rest = 21;
+  Tiny tiny;
+  Decoder decoder(tiny.model(), {kHeads, kKvHeads, kHeadDim, kv_bits, kv_bits, sealed}, {sealed}, 600, 3, 32);
+  KvCache& cache = decoder.cache();
+  const size_t all = cache.free_pages();
+  expect(all == cache.pool_pages(), "every page is free", kv_bits);
+  append(decoder, 0, 0, shared);
+  refuses([&] { cache.hold(0, 2); }, "a page that is not there");
+  if (sealed) refuses([&] { cache.hold(0, 1); }, "a page that is still open");
+  const std::vector<float> wanted = append(decoder, 0, shared, rest);
+  refuses([&] { cache.hold(0, 2); }, "a page that is not full");
+  std::vector<std::uint32_t> pages;
+  for (size_t index : {0, 1}) pages.push_back(static_cast<std::uint32_t>(cache.hold(0, index)));
+  std::vector<const std::uint8_t*> at;
+  std::vector<std::uint8_t> before;
+  for (size_t layer : {0, 1})
+    for (size_t index : {0, 1}) at.push_back(cache.pages(layer, 0)[index]);
+  const size_t bytes = cache.shape().page_bytes();
+  for (const std::uint8_t* page : at) before.insert(before.end(), page, page + bytes);
+  refuses([&] { cache.truncate(0, shared - 3); }, "to write a page that is held");
+  cache.truncate(0, 0);
+  expect(cache.free_pages() == all - 2, "held pages outlive their slot", kv_bits);
+  for (size_t slot : {1, 2}) cache.attach(slot, pages.data(), 2);
+  refuses([&] { cache.attach(1, pages.data(), 1); }, "to begin a slot twice");
+  for (size_t slot : {1, 2}) {
+    expect(cache.length(slot) == shared && append(decoder, slot, shared, rest) == wanted, "logits over shared pages", slot, kv_bits);
+    cache.truncate(slot, shared + 5);
+    refuses([&] { cache.truncate(slot, shared - 3); }, "to write a page that others read");
+  }
+  append(decoder, 1, 5, 80);
+  for (size_t i = 0; i < at.size(); ++i)
+    expect(std::equal(at[i], at[i] + bytes, before.data() + i * bytes), "nothing writes a shared page", i, kv_bits);
+  cache.truncate(1, kPageTokens);
+  for (std::uint32_t page : pages) cache.release(page);
+  refuses([&] { cache.release(pages[0]); }, "to release twice");
+  expect(cache.references()[pages[0]] == 2 && cache.references()[pages[1]] == 1, "slots still refer to them", kv_bits);
+  refuses([&] { cache.truncate(2, shared - 3); }, "to write a page that another slot wrote");
+  for (size_t slot : {1, 2}) cache.truncate(slot, 0);
+  expect(cache.free_pages() == all, "everything is free again", kv_bits);
+  refuses([&] { cache.attach(0, pages.data(), 1); }, "pages that nobody holds");
+  refuses([&] { cache.release(1000); }, "a page beyond the pool");
+}
+
 }  // namespace
 
 int main() {
@@ -142,7 +209,8 @@ int main() {
   for (const auto& isa : available_isas()) {
     set_isa(isa);
     for (size_t kv_bits : {16, 8, 4, 2}) check(kv_bits, false), check_precision(kv_bits), check_schemes(kv_bits);
-    for (size_t kv_bits : {8, 4, 2}) check(kv_bits, true);
+    for (size_t kv_bits : {16, 8, 4, 2}) check_sharing(kv_bits, false);
+    for (size_t kv_bits : {8, 4, 2}) check(kv_bits, true), check_sharing(kv_bits, true);
     std::printf("decoder on %s ok\n", isa.c_str());
   }
 }

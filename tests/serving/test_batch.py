@@ -169,10 +169,10 @@ def test_a_shared_page_is_never_written(checkpoint):
     ids = prompt(2, 100)
     model.prefill(ids, 0)
     page = model.hold_page(0, 0)
-    with pytest.raises(ValueError, match="full pages"):
+    with pytest.raises(ValueError, match="not finished"):
         model.hold_page(0, 1)
     model.attach_pages(1, [page])
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="not empty"):
         model.attach_pages(1, [page])
     with pytest.raises(InputError, match="shared"):
         model.truncate(1, 63)
