@@ -107,8 +107,8 @@ def test_the_plugin_inside_its_environment():
 
 @pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: [])(0)) < 2, reason="two workers need two cores")
 def test_two_workers_say_what_our_engine_says(tmp_path):
-    """Grouped query heads, an untied float head, planes divided along rows and columns."""
-    directory = quantize_tiny("llama", tmp_path, config=SHAPE)
+    """Grouped query heads, planes divided along rows and columns, and a tied table whose last worker has rows to fill up."""
+    directory = quantize_tiny("llama", tmp_path, config={**SHAPE, "tie_word_embeddings": True})
     first, second = sorted(os.sched_getaffinity(0))[:2]
     requests = {"texts": TEXTS, "new": NEW}, {"score": TEXTS}
     texts, scores = ask(directory, *requests, cores=f"{first}|{second}", tensor_parallel_size=2)
@@ -118,11 +118,9 @@ def test_two_workers_say_what_our_engine_says(tmp_path):
         torch.testing.assert_close(torch.tensor(nll), own_nll(model, ids), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_and_activations_with_a_tied_head(tmp_path):
+def test_weights_and_activations(tmp_path):
     """Rounding makes codes flip under any other order of float sums, so likelihoods agree to that noise."""
-    directory = quantize_tiny(
-        "llama", tmp_path, recipe="smoothquant-w8a8", config={**SHAPE, "tie_word_embeddings": True}
-    )
+    directory = quantize_tiny("llama", tmp_path, recipe="smoothquant-w8a8", config=SHAPE)
     texts, scores = ask(directory, {"texts": TEXTS, "new": NEW}, {"score": TEXTS})
     model = load(directory)
     assert max(gaps(model, texts["tokens"])) < 0.1

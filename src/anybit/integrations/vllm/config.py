@@ -93,7 +93,8 @@ class AnybitConfig(QuantizationConfig):
     def _decide(self, vllm: VllmConfig) -> None:
         """Fix the policy, and refuse what it and vLLM's settings cannot both mean."""
         available = available_precisions(self.forms.values())
-        self.policy = Policy.read(vllm.additional_config.get("anybit", {}), available)
+        more = vllm.additional_config  # an object of their own for some platforms
+        self.policy = Policy.read(more.get("anybit", {}) if isinstance(more, dict) else {}, available)
         if len(self.policy.asked) > 1 and vllm.cache_config.enable_prefix_caching:
             raise InputError(
                 "precision changes while a text is written, and prefix caching would give its keys and values to prompts that "
