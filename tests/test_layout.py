@@ -22,6 +22,7 @@ ORDER = [
     {"engine"},
     {"loading"},
     {"pipeline"},
+    {"independent"},
     {"run"},
     {"decide", "held_out", "learn_block", "tune_block"},
     {"blocks", "job", "sensitivity"},

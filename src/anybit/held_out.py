@@ -26,6 +26,7 @@ from anybit.calibration.text import read_documents
 from anybit.calibration.tokens import calibration_tokens
 from anybit.formats.terms import dense, load_terms, precisions
 from anybit.job import Job
+from anybit.layers.precision import Precision
 
 SAMPLES = 8
 TOKENS = 256
@@ -63,19 +64,19 @@ class HeldOut:
     """Held-out tokens int64 [S, T] on their way; `state` is the directory of the files."""
 
     def __init__(self, job: Job, state: Path, tokens: Tensor, entry: Entry, pool: Workers) -> None:
-        self._state, self._tokens, self._entry, self._pool = state, tokens, entry, pool
+        self._state, self.tokens, self._entry, self._pool = state, tokens, entry, pool
         self._readings = readings(job)
         self._width = job.structure.geometry.hidden
 
     def files(self, index: int) -> dict[str, Activations]:
         """Hidden states that enter block `index`, by reading."""
-        count, length = self._tokens.shape
+        count, length = self.tokens.shape
         names = {reading: self._state / f"held-{reading}-{index}" for reading in self._readings}
         return {reading: Activations(path, count, length, self._width) for reading, path in names.items()}
 
     def enter(self) -> None:
         """Write what enters the first block, the same for every reading."""
-        for sample, ids in enumerate(self._tokens if self._readings else ()):
+        for sample, ids in enumerate(self.tokens if self._readings else ()):
             hidden = self._entry.hidden(ids)
             for file in self.files(0).values():
                 file.write(sample, hidden)
@@ -93,6 +94,12 @@ class HeldOut:
             self._pass(index, block, [reading])
         write_weights(block, prefix, done, None)
 
+    def stored_passes(self, index: int, block: nn.Module, precision: Precision) -> None:
+        """Through block `index` with its layers as they are saved, at every width that `precision` can be set to."""
+        for reading in self._readings[1:]:
+            precision.bits = int(reading)
+            self._pass(index, block, [reading])
+
     def report(self, blocks: int) -> dict[str, Any]:
         """`precisions`: perplexity by reading after the last block; `warnings`: where more bits are not better."""
         found = {reading: self._perplexity(file) for reading, file in self.files(blocks).items()}
@@ -106,7 +113,7 @@ class HeldOut:
 
     def _pass(self, index: int, block: nn.Module, which: Sequence[str]) -> None:
         for reading in which:
-            arguments = self._entry.arguments(self._tokens[0])[index]
+            arguments = self._entry.arguments(self.tokens[0])[index]
             propagate(
                 BlockCall(block, arguments), self.files(index)[reading], self.files(index + 1)[reading], self._pool
             )
@@ -114,6 +121,6 @@ class HeldOut:
     def _perplexity(self, last: Activations) -> float:
         losses = [
             cross_entropy(self._entry.logits(ids, last.read(sample))[:-1].float(), ids[1:], reduction="none").double()
-            for sample, ids in enumerate(self._tokens)
+            for sample, ids in enumerate(self.tokens)
         ]
         return math.exp(min(float(torch.cat(losses).mean()), 700.0))

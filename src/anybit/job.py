@@ -6,17 +6,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from anybit.checkpoint.ledger import form_word
+from anybit.checkpoint.ledger import LEDGER, Ledger, form_word
 from anybit.errors import InputError, PromiseError
 from anybit.formats.decoder import Form
 from anybit.formats.kv import check_head
 from anybit.formats.terms import bits_per_weight, stored_bits
-from anybit.memory import rss_bytes
+from anybit.memory import peak_rss_bytes, rss_bytes
 from anybit.models.source import ModelSource, open_model
 from anybit.models.structure import Structure, find_structure
 from anybit.recipe import Assignment, Recipe, assign, check_inputs, load_recipe, planned_form
@@ -108,6 +109,21 @@ class Job:
             steps = max(steps, 2 * whole + samples_in_flight * (whole + kept))
         return rss_bytes() + steps
 
+    def summary(self, ledger: Ledger, out: str, seconds: float) -> dict[str, Any]:
+        """What `anybit quantize` tells: sizes in bytes, bits per weight over the model, peak memory."""
+        return {
+            "model": self.source.name,
+            "recipe": self.recipe.name,
+            "bits_per_weight": ledger.bits_per_weight,
+            "size_bytes": ledger.size_bytes,
+            "float_bytes": ledger.float_bytes,
+            "seconds": seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "layers": len(ledger.tensors),
+            "ledger": str(Path(out) / LEDGER),
+            "out": out,
+        }
+
     def layers(self) -> list[dict[str, Any]]:
         """The plan tensor by tensor."""
         return [
@@ -123,8 +139,11 @@ def open_job(model: str, recipe: str, overrides: Sequence[str] = ()) -> Job:
         InputError: the model cannot be read. StructureError: it is not understood. RecipeError: the recipe does not
         fit.
     """
-    chosen = load_recipe(recipe, overrides)
-    source = open_model(model)
+    return match_job(open_model(model), load_recipe(recipe, overrides))
+
+
+def match_job(source: ModelSource, chosen: Recipe) -> Job:
+    """The job of an open model and a loaded recipe. Raises as `open_job`."""
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     linears = tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
@@ -26,8 +27,9 @@ from anybit.job import Job
 from anybit.layers.swap import quantized, tie_head
 from anybit.learn_block import Lesson, learn_block
 from anybit.methods.grid import AffineGrid
-from anybit.models.graph import BlockGraph
+from anybit.models.graph import BlockGraph, trace_block
 from anybit.models.source import release
+from anybit.transforms.base import Transform
 from anybit.tune_block import tune_block
 
 CANARY_TOKENS = 16
@@ -102,6 +104,20 @@ class Run:
             Activations(state / f"canary-{index}", 1 + echoed, len(self.canary), width),
         )
 
+    def open_block(self, index: int, arguments: dict[str, Any]) -> tuple[BlockCall, BlockGraph]:
+        """Load block `index` and say what is in it; `arguments` are those it is called with."""
+        name = self.job.structure.blocks[index]
+        block = self.job.model.get_submodule(name)
+        self.job.source.load_into(block, name)
+        call = BlockCall(block, arguments, self.in_flight, prefix=name)
+        return call, trace_block(block, self.activations(index)[0].read(0), call.arguments)
+
+    def transform(self, index: int, call: BlockCall, graph: BlockGraph, kinds: type = Transform) -> list[str]:
+        """Rewrite block `index` by the recipe's transforms (those of one kind); what each did, "linear: what"."""
+        source = self.activations(index)[0]
+        chosen = [change for change in self.job.assignment.transforms if isinstance(change, kinds)]
+        return [note for change in chosen for note in change.apply(call, graph, source, self.pool)]
+
     def start(self) -> None:
         """Put on disk what enters the first block: of the calibration and held-out tokens, of the canary and its echoes."""
         hidden, canary = self.activations(0)
@@ -124,19 +140,19 @@ class Run:
         """Put the squared gradients of the float model on disk, one file a block, if a method wants them and they are not
         there."""
         job, wanting = self.job, self.job.gradients()
-        files = {
-            name: self.partial.state / f"fisher-{i}.safetensors"
-            for i, name in enumerate(job.structure.blocks)
-            if i >= self.next
-        }
+        files = {name: self.fisher_file(i) for i, name in enumerate(job.structure.blocks) if i >= self.next}
         missing = {name: path for name, path in files.items() if name in wanting and not path.is_file()}
         if missing:
             write_fisher(job.source, wanting, missing, self.tokens, self.pool, self.in_flight)
 
     def fisher(self, index: int) -> dict[str, Tensor]:
         """Squared gradients float32 [N, K] of the linears of block `index` that want them, by full name."""
-        path = self.partial.state / f"fisher-{index}.safetensors"
+        path = self.fisher_file(index)
         return load_file(path) if path.is_file() else {}
+
+    def fisher_file(self, index: int) -> Path:
+        """Where the squared gradients of block `index` are until it is done."""
+        return self.partial.state / f"fisher-{index}.safetensors"
 
     def original(self, block: nn.Module) -> nn.Module | None:
         """A copy of a block as it is before it is quantized, if the recipe's learners or compensations will want one."""
@@ -180,7 +196,7 @@ class Run:
         """`done` after the recipe's compensations of block `name`, judged by the float block on the same inputs."""
         if original is None or not done or not self.job.assignment.compensations:
             return done
-        targets = Activations(self.partial.state / "targets", source.samples, *source.shape)
+        targets = Activations(self.partial.state / f"targets-{name}", source.samples, *source.shape)
         propagate(BlockCall(original, call.arguments, call.in_flight), source, targets, self.pool)
         release(original)
         for method in self.job.assignment.compensations:
@@ -229,4 +245,4 @@ class Run:
         for activations in self._files(index - 1):
             activations.path.unlink(missing_ok=True)
         if index:
-            (self.partial.state / f"fisher-{index - 1}.safetensors").unlink(missing_ok=True)
+            self.fisher_file(index - 1).unlink(missing_ok=True)

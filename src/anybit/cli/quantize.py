@@ -10,6 +10,7 @@ import typer
 from anybit.cli.options import Json, Model, Overrides, Overwrite, Recipe, Resume, Seed, require_available
 from anybit.cli.output import print_json, say_facts, say_table
 from anybit.cli.progress import progress_bars
+from anybit.integrations.extras import require
 from anybit.report.words import duration, size
 
 
@@ -28,6 +29,17 @@ def quantize(
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute")] = "cpu",
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads; all cores unless said")] = None,
+    block_inputs: Annotated[
+        str,
+        typer.Option(
+            metavar="quantized|float",
+            help="What a block is fitted to: outputs of quantized blocks, or of the float model",
+        ),
+    ] = "quantized",
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Share the blocks among N processes (Ray); needs --block-inputs float"),
+    ] = None,
     allow_unseen_experts: Annotated[
         bool, typer.Option("--allow-unseen-experts", help="Round experts that saw no calibration token to nearest")
     ] = False,
@@ -65,12 +77,24 @@ def quantize(
             overwrite=overwrite,
             allow_unseen_experts=allow_unseen_experts,
             threads=threads,
+            block_inputs=block_inputs,
+            spread=_spread(workers, threads),
             progress=progress,
         )
     if json:
         print_json(result)
     else:
         show_result(result, out)
+
+
+def _spread(workers: int | None, threads: int | None) -> Any:
+    """Who does the blocks: this process (None), or workers."""
+    if workers is None:
+        return None
+    require("ray", "--workers", "ray")
+    from anybit.integrations.ray import on_ray
+
+    return on_ray(workers, threads)
 
 
 def show_result(result: dict[str, Any], out: Path) -> None:
