@@ -173,6 +173,7 @@ def test_while_it_drains_what_is_new_is_refused_and_what_was_accepted_is_answere
 
 def test_a_client_that_does_not_read_cannot_keep_it_from_ending(start, monkeypatch):
     monkeypatch.setattr("anybit.serving.run.READ_SECONDS", 1)
+    monkeypatch.setattr("anybit.serving.connection.PATIENCE", 600)
     server = start(tokens=16384, slots=16)
     client = reluctant(server)
     server.end()
