@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_qoq.py --out benchmarks/results/ablation-dual-smollm2.json [--windows 24] [SPEC ...]
 
-A SPEC is a recipe, `-NAME` for every transform to leave out, and overrides: "qoq-w4a8kv4 -reorder weights.clip=none".
+A SPEC is a recipe, `-NAME` for every transform or learner to leave out, and overrides: "qoq-w4a8kv4 -reorder weights.clip=none".
 The default is the table `SPECS`. A row says how much log perplexity the SPEC has over the float model and over its whole
 recipe, each with the standard error over windows. Resumable: rows already in the file are kept.
 """
@@ -51,19 +51,20 @@ SPECS = [
 ]
 
 
-def quantize(spec: str, directory: Path, samples: int) -> dict[str, Any]:
+def quantize(spec: str, directory: Path, samples: int, seq_len: int) -> dict[str, Any]:
     """The demo model by SPEC into `directory` / checkpoint."""
     name, *words = spec.split()
     dropped = {word[1:] for word in words if word.startswith("-")}
     recipe = load_recipe(name, [word for word in words if not word.startswith("-")]).model_dump()
-    steps = recipe["stages"].pop("transform", [])
-    if unknown := dropped - {step["name"] for step in steps}:
-        raise SystemExit(f"{spec}: {name} has no transform {', '.join(sorted(unknown))}")
-    if kept := [step for step in steps if step["name"] not in dropped]:
-        recipe["stages"]["transform"] = kept
+    stages = {stage: recipe["stages"].pop(stage, []) for stage in ("transform", "learn")}
+    if unknown := dropped - {step["name"] for steps in stages.values() for step in steps}:
+        raise SystemExit(f"{spec}: {name} has no transform or learner {', '.join(sorted(unknown))}")
+    for stage, steps in stages.items():
+        if kept := [step for step in steps if step["name"] not in dropped]:
+            recipe["stages"][stage] = kept
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    return anybit.quantize("demo", recipe=str(path), out=str(directory / "checkpoint"), samples=samples)
+    return anybit.quantize("demo", recipe=str(path), out=str(directory / "checkpoint"), samples=samples, seq_len=seq_len)
 
 
 def window_nll(model: str | Path, count: int) -> Tensor:
@@ -80,10 +81,10 @@ def over(nll: list[float], reference: list[float]) -> tuple[float, float]:
     return round(float(differences.mean()), 3), round(standard_error(differences) or 0.0, 3)
 
 
-def measured(spec: str, samples: int, windows: int) -> dict[str, Any]:
+def measured(spec: str, samples: int, seq_len: int, windows: int) -> dict[str, Any]:
     """One row without its differences."""
     with tempfile.TemporaryDirectory() as directory:
-        made = quantize(spec, Path(directory), samples)
+        made = quantize(spec, Path(directory), samples, seq_len)
         nll = window_nll(Path(directory) / "checkpoint", windows).tolist()
     return {"spec": spec, "bits_per_weight": made["bits_per_weight"], "seconds": made["seconds"], "nll": nll}
 
@@ -94,11 +95,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("specs", nargs="*", default=SPECS)
     options = parser.parse_args()
     table = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": []}
     table |= {
-        "what": f"demo on wiki-test, {options.windows} windows of {CTX}; calibration wiki {options.samples} x 512"
+        "what": f"demo on wiki-test, {options.windows} windows of {CTX}; calibration wiki {options.samples} x {options.seq_len}"
     }
     table |= {"machine": machine(), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     if "float" not in table:
@@ -106,7 +108,7 @@ def main() -> None:
     for spec in options.specs:
         if spec in {row["spec"] for row in table["rows"]}:
             continue
-        row = measured(spec, options.samples, options.windows)
+        row = measured(spec, options.samples, options.seq_len, options.windows)
         whole = next((r for r in table["rows"] if r["spec"] == spec.split()[0]), row)
         row["over_float_percent"], row["over_float_stderr"] = over(row["nll"], table["float"])
         row["over_whole_percent"], row["over_whole_stderr"] = over(row["nll"], whole["nll"])

@@ -210,6 +210,21 @@ def test_first_scales_follow_the_formula_and_share_heads():
     assert shared.tolist() == pytest.approx([3, 2])  # heads 0 and 1 of the columns read one head
 
 
+def test_first_scales_may_leave_the_first_token_out(tmp_path):
+    def norm(spike, counted, folder):
+        folder.mkdir()
+        case = Case("llama", folder)
+        hidden = case.source.read(0)
+        hidden[:, 0, 5] += spike  # one channel of one token
+        case.source.write(0, hidden)
+        case.learn(ABQ(epochs=1, lr_transform=1e-9, clip=False, attention=False, first_token=counted), corrected=False)
+        return case.call.block.get_parameter("input_layernorm.weight").clone()
+
+    found = {(s, c): norm(s, c, tmp_path / f"{s}{c}") for s in (0, 1000) for c in (True, False)}
+    torch.testing.assert_close(found[0, False], found[1000, False])
+    assert float(found[1000, True][5]) < 0.8 * float(found[0, True][5])  # the spike moved its channel's scale
+
+
 def test_a_fake_rounded_weight_is_the_grid_s(tmp_path):
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
     low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)

@@ -82,7 +82,8 @@ def _first_scales(
 ) -> list[tuple[ScalePair, Tensor]]:
     pairs = [p for p in scale_pairs(call.block, source.read(0), call.arguments, graph) if p.expert is None]
     firsts = [group.linears[0] for group in graph.groups if group.experts is None]
-    statistics = collect(call, source, firsts, frozenset({"max_abs"}), pool)
+    counted = None if method.first_token else dict.fromkeys(firsts, 0.0)
+    statistics = collect(call, source, firsts, frozenset({"max_abs"}), pool, counted)
     largest = {name: statistics[g.linears[0]].max_abs for g in graph.groups if g.experts is None for name in g.linears}
     found = []
     for pair in pairs:

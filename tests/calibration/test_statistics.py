@@ -88,6 +88,19 @@ def test_first_token_counts_as_many(block, source, hidden):
     assert torch.equal(found["up"].inputs, plain["up"].inputs)
 
 
+def test_first_token_left_out_of_everything(block, source, hidden):
+    needs = ALL | {"max_abs"}
+    found, plain = statistics(block, source, needs, first_token={"up": 0.0}), statistics(block, source, needs)
+    x = inputs_of(block, hidden)["up"][:, 1:]
+    flat, stats = x.flatten(0, 1), found["up"]
+    assert stats.tokens == len(flat)
+    torch.testing.assert_close(stats.hessian.double(), 2 / len(flat) * flat.t() @ flat, rtol=2e-5, atol=2e-4)
+    torch.testing.assert_close(stats.mean_abs.double(), flat.abs().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.sample_max.double(), x.abs().amax(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.inputs.double(), flat, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found["down"].sample_max, plain["down"].sample_max)
+
+
 def test_same_bits_however_the_work_is_cut(block, source):
     first = statistics(block, source, threads=1, in_flight=1)
     for threads, in_flight in [(1, 4), (2, 2), (2, 3), (3, 1), (3, 4), (1, 9)]:

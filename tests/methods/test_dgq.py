@@ -143,6 +143,18 @@ def test_better_than_rounding_on_the_layer_and_zeros_nearby_help():
     assert errors[2] < errors[1]
 
 
+def test_feedback_keeps_both_levels_and_lowers_the_error():
+    weight, stats = layer(rows=32)
+    options = {"group_size": 64, "channel_steps": 8, "damping": 0.01}
+    (nearest,), (walked,) = (DGQ(**options, feedback=on).quantize(weight, stats) for on in (False, True))
+    for name in ("channel_scale", "group_scale", "group_zero"):
+        assert torch.equal(getattr(nearest.decoder, name), getattr(walked.decoder, name))
+    assert not torch.equal(nearest.dense(), walked.dense())
+    before, after = (quadratic(term.dense() - weight, stats.hessian) for term in (nearest, walked))
+    assert float(after.sum()) < 0.7 * float(before.sum())
+    assert torch.isfinite(dense(DGQ(feedback=True).quantize(weight, stats))).all()  # undamped: GPTQ's least
+
+
 def test_rows_and_groups_of_zeros_and_dead_inputs():
     weight, stats = layer()
     hessian = stats.hessian.clone()

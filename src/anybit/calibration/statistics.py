@@ -70,7 +70,8 @@ def collect(
 
     `linears` holds one name per distinct input, in execution order; `needs` is a subset of {"hessian", "inputs",
     "mean_abs", "max_abs", "range"}.
-    `first_token` says, by linear, as how many tokens the first of each sample counts in the Hessian (default 1).
+    `first_token` says, by linear, as how many tokens the first of each sample counts in the Hessian (default 1); 0 leaves it out
+    of all statistics.
     A linear that no token reached gets `tokens == 0`.
     """
     weights = first_token or {}
@@ -105,11 +106,13 @@ class _Sum:
 
     def add(self, inputs: list[Tensor], pool: Workers) -> None:
         """Add the inputs [T_i, K] of a few samples, in order."""
+        if self.first_token == 0:
+            inputs = [x[1:] for x in inputs]
         self.tokens += sum(len(x) for x in inputs)
-        self.counted += sum(len(x) + self.first_token - 1 for x in inputs)
+        self.counted += sum(len(x) + max(self.first_token - 1, 0) for x in inputs)
         if self.hessian is not None:
             total, weighted = self.hessian, inputs
-            if self.first_token != 1:
+            if self.first_token > 1:
                 weighted = [torch.cat([x[:1] * self.first_token**0.5, x[1:]]) for x in inputs]
 
             def strip(start: int) -> None:

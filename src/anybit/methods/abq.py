@@ -42,8 +42,8 @@ EPSILON = 1e-6
 
 class ABQ(BaseModel):
     """Options: `epochs` over the samples (20, and 40 for W2* and W8A8 in the shipped scripts), `batch` samples a step, learning
-    rates of scales, clips and correction, `alpha` of the first scales, how many `first` and `last` blocks are corrected, and
-    which of the parts are on."""
+    rates of scales, clips and correction, `alpha` of the first scales, whether a sample's `first_token` counts in their max|x|
+    (it does in the paper), how many `first` and `last` blocks are corrected, and which of the parts are on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "abq"
@@ -53,6 +53,7 @@ class ABQ(BaseModel):
     lr_clip: float = Field(default=1e-2, gt=0)
     lr_correction: float = Field(default=1e-2, gt=0)
     alpha: float = Field(default=0.5, ge=0, le=1)
+    first_token: bool = True
     first: int = Field(default=3, ge=0)
     last: int = Field(default=4, ge=0)
     transform: bool = True

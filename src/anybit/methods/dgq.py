@@ -11,7 +11,8 @@ only); the plain range (ratio 1) is a candidate too, so that no step loses again
 stored in 0..2^bits - 1). No steps at all is two-level round-to-nearest.
 
 `damping`, beyond the paper (0), adds that share of mean(diag H) to the diagonal: where one token outweighs all others, H knows
-one direction only, and rounding pays for it in every other. `first_token_weight` as in GPTQ, 1 in the paper.
+one direction only, and rounding pays for it in every other. `first_token_weight` as in GPTQ, 1 in the paper. `feedback`,
+beyond the paper (which rounds to nearest), gives codes by GPTQ's walk over the columns, both levels as the search left them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from anybit.methods.two_level import (
     Levels,
     TwoLevel,
     channel_scale,
+    fed_back,
     group_blocks,
     group_loss,
     joined,
@@ -40,6 +42,7 @@ from anybit.methods.two_level import (
 
 WIDEST = 1.02
 GROUP_LEAST, CHANNEL_LEAST = 0.80, 0.20
+LEAST_DAMPING, BLOCK = 0.01, 128  # GPTQ's, for the walk
 
 
 class DGQ(TwoLevel):
@@ -53,12 +56,16 @@ class DGQ(TwoLevel):
     most: int = Field(default=INT8, ge=1, le=INT8)
     damping: float = Field(default=0.0, ge=0, lt=1)
     first_token_weight: float = Field(default=1.0, ge=1)
+    feedback: bool = False
 
     def quantize(self, weight: Tensor, stats: InputStats) -> list[Term]:
         """One dual-grained code term."""
         assert stats.hessian is not None
         weight, hessian = prepare(weight, stats.hessian)
         levels = self.fit(weight, hessian)
+        if self.feedback:
+            damping = max(self.damping, LEAST_DAMPING)
+            return [levels.term(fed_back(levels, weight, hessian, "activation", damping, BLOCK))]
         codes = levels.codes(by_group(weight, levels.group_size))
         return [levels.term(codes.flatten(1)[:, : weight.shape[1]])]
 

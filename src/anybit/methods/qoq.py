@@ -28,16 +28,16 @@ from torch import Tensor
 from anybit.formats.decoder import Form, by_group
 from anybit.formats.terms import Term
 from anybit.methods.base import InputStats
-from anybit.methods.column_solver import factor, prepare, solve
-from anybit.methods.gptq import GPTQ, block_stops, column_order
+from anybit.methods.column_solver import prepare
+from anybit.methods.gptq import GPTQ
 from anybit.methods.two_level import (
     Levels,
     TwoLevel,
     channel_scale,
+    fed_back,
     group_blocks,
     group_loss,
     joined,
-    rounded,
     row_blocks,
     spans,
 )
@@ -69,14 +69,7 @@ class QoQ(TwoLevel):
             return self._per_channel().quantize(weight, stats)
         weight, hessian = prepare(weight, stats.hessian)
         levels = self.fit(weight, hessian)
-        order = column_order(self.order, hessian.diagonal(), levels.group_size)
-        walk = _Walk(levels, (order // levels.group_size).tolist())
-        upper, _ = factor(hessian[order][:, order], self.damping)
-        stops = block_stops(walk.group, self.block, whole_groups=False)
-        codes, _ = solve((weight / levels.channel)[:, order], upper, walk.quantize, stops)
-        natural = torch.empty_like(codes)
-        natural[:, order] = codes
-        return [levels.term(natural)]
+        return [levels.term(fed_back(levels, weight, hessian, self.order, self.damping, self.block))]
 
     def fit(self, weight: Tensor, hessian: Tensor) -> Levels:
         """Both levels for weight float32 [N, K] and H [K, K]."""
@@ -131,17 +124,3 @@ class QoQ(TwoLevel):
         clip: Literal["none", "hessian"] = "none" if self.clip == "none" else "hessian"
         same = {name: getattr(self, name) for name in ("bits", "group_size", "order", "damping", "block")}
         return GPTQ(clip=clip, first_token_weight=self.first_token_weight, **same)
-
-
-class _Walk:
-    """The levels of each column's group in solver order; `group` by solver column."""
-
-    def __init__(self, levels: Levels, group: list[int]) -> None:
-        self.group, self._levels = group, levels
-        self._scale, self._zero = levels.scale.t().contiguous(), levels.zero.t().contiguous()
-
-    def quantize(self, rest: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """A `column_solver.Quantizer` of weights in units of level 1."""
-        scale, zero = self._scale[self.group[i]], self._zero[self.group[i]]
-        codes = rounded(rest[i], scale, zero, self._levels.bits, self._levels.limit)
-        return codes.to(torch.uint8), (codes - zero) * scale

@@ -17,6 +17,8 @@ from torch import Tensor
 from anybit.formats.decoder import Form, groups
 from anybit.formats.dual_grained import DualGrained
 from anybit.formats.terms import CodeTerm, Term
+from anybit.methods.column_solver import factor, solve
+from anybit.methods.gptq import block_stops, column_order
 from anybit.methods.grid import Grouped
 
 INT8 = 127
@@ -127,3 +129,30 @@ def joined(parts: list[Levels]) -> Levels:
     """The levels of the rows of all parts."""
     tables = [torch.cat([getattr(part, name) for part in parts]) for name in ("channel", "scale", "zero")]
     return Levels(parts[0].bits, parts[0].group_size, parts[0].limit, *tables)
+
+
+def fed_back(levels: Levels, weight: Tensor, hessian: Tensor, order: str, damping: float, block: int) -> Tensor:
+    """Codes uint8 [N, K] of weight float32 [N, K] by GPTQ's walk with both levels fixed: each column's error goes to the columns
+    still to come. H [K, K] without dead inputs (`column_solver.prepare`); `order`, `damping` and `block` as in GPTQ."""
+    columns = column_order(order, hessian.diagonal(), levels.group_size)
+    walk = _Walk(levels, (columns // levels.group_size).tolist())
+    upper, _ = factor(hessian[columns][:, columns], damping)
+    stops = block_stops(walk.group, block, whole_groups=False)
+    codes, _ = solve((weight / levels.channel)[:, columns], upper, walk.quantize, stops)
+    natural = torch.empty_like(codes)
+    natural[:, columns] = codes
+    return natural
+
+
+class _Walk:
+    """The levels of each column's group in solver order; `group` by solver column."""
+
+    def __init__(self, levels: Levels, group: list[int]) -> None:
+        self.group, self._levels = group, levels
+        self._scale, self._zero = levels.scale.t().contiguous(), levels.zero.t().contiguous()
+
+    def quantize(self, rest: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """A `column_solver.Quantizer` of weights in units of level 1."""
+        scale, zero = self._scale[self.group[i]], self._zero[self.group[i]]
+        codes = rounded(rest[i], scale, zero, self._levels.bits, self._levels.limit)
+        return codes.to(torch.uint8), (codes - zero) * scale
