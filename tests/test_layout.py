@@ -20,7 +20,7 @@ ORDER = [
     {"integrations", "report"},
     {"evaluate", "training"},
     {"engine"},
-    {"loading"},
+    {"loading", "saving"},
     {"pipeline"},
     {"independent"},
     {"run"},

@@ -2,6 +2,7 @@
 
     anybit.quantize(model, recipe="gptq-w4", out=directory)     anybit.load(directory)
     anybit.evaluate(directory, text=file)                        anybit.generate(model, tokenizer, prompt)
+    anybit.save(model, directory)
 
 After `import anybit`, `transformers.AutoModelForCausalLM.from_pretrained(directory)` loads an anybit checkpoint too.
 """
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from anybit.job import plan
     from anybit.loading import load
     from anybit.pipeline import quantize
+    from anybit.saving import save
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "generate", "load", "plan", "quantize"]
+__all__ = ["__version__", "evaluate", "generate", "load", "plan", "quantize", "save"]
 
 _HOME = {
     "evaluate": "anybit.evaluate.run",
@@ -29,6 +31,7 @@ _HOME = {
     "load": "anybit.loading",
     "plan": "anybit.job",
     "quantize": "anybit.pipeline",
+    "save": "anybit.saving",
 }
 
 
