@@ -20,7 +20,7 @@ ORDER = [
     {"integrations", "report", "serving"},
     {"evaluate", "training"},
     {"engine"},
-    {"loading"},
+    {"loading", "saving"},
     {"pipeline"},
     {"independent"},
     {"run"},

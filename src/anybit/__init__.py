@@ -3,6 +3,7 @@
     anybit.quantize(model, recipe="gptq-w4", out=directory)     anybit.load(directory)
     anybit.evaluate(directory, text=file)                        anybit.generate(model, tokenizer, prompt)
     anybit.export(directory, to="gguf", out=file)                anybit.import_checkpoint(path, out=directory)
+    anybit.save(model, directory)
 
 After `import anybit`, `transformers.AutoModelForCausalLM.from_pretrained(directory)` loads an anybit checkpoint too.
 """
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from anybit.job import plan
     from anybit.loading import load
     from anybit.pipeline import quantize
+    from anybit.saving import save
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "export", "generate", "import_checkpoint", "load", "plan", "quantize"]
+__all__ = ["__version__", "evaluate", "export", "generate", "import_checkpoint", "load", "plan", "quantize", "save"]
 
 _HOME = {
     "evaluate": "anybit.evaluate.run",
@@ -34,6 +36,7 @@ _HOME = {
     "load": "anybit.loading",
     "plan": "anybit.job",
     "quantize": "anybit.pipeline",
+    "save": "anybit.saving",
 }
 
 

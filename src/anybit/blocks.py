@@ -77,7 +77,7 @@ def quantize_block(
         ) -> list[Quantized]:
             stats = replace(statistics[group.linears[0]], after_norm=group.norm is not None)
             found = _quantize_group(prefix, call.block, group, stats, methods, allow_unseen, rows_pool, fisher or {})
-            return [_with_inputs(item, assignment, stats) for item in found]
+            return [with_inputs(item, assignment, stats) for item in found]
 
         groups = map(quantize_group, stage) if rows_pool else pool.map(quantize_group, stage)
         finished = [found for group in groups for found in group]
@@ -98,7 +98,7 @@ def noted(done: Sequence[Quantized], prefix: str, changes: Sequence[str], learne
     return found
 
 
-def _with_inputs(item: Quantized, assignment: Assignment, stats: InputStats) -> Quantized:
+def with_inputs(item: Quantized, assignment: Assignment, stats: InputStats) -> Quantized:
     """`item` with the operations on its input, then the scheme of its input, the scheme's tensors and what the ledger says of
     both."""
     ops, method = assignment.ops(item.name, item.form["shape"][1]), assignment.activations.get(item.name)

@@ -4,7 +4,7 @@ and plan."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,10 @@ class Job:
     def sizes(self) -> dict[str, Any]:
         """`size_bytes` of all tensors, `float_bytes` they take now, `bits_per_weight` over the model; exact, before
         any work."""
-        quantized = {f"{name}.weight" for name in self.forms}
-        owned = dict(self.model.named_parameters())  # without the duplicates of tied parameters
-        weights = sum(p.numel() for p in owned.values())
-        itemsize = self.dtype.itemsize
-        kept = sum(p.numel() for name, p in owned.items() if name not in quantized) * itemsize
-        size = kept + sum(stored_bits(form) for form in self.forms.values()) // 8
-        if self.untied:
-            weights -= owned[f"{self.structure.head}.weight"].numel()
-        return {"size_bytes": size, "float_bytes": weights * itemsize, "bits_per_weight": 8 * size / weights}
+        head = f"{self.structure.head}.weight"
+        return sizes(
+            self.model, self.forms, self.dtype.itemsize, self.model.get_parameter(head).numel() if self.untied else 0
+        )
 
     def cache(self) -> dict[str, Any]:
         """How keys and values are to be cached, for the ledger; empty where the recipe does not say."""
@@ -146,27 +141,43 @@ def match_job(source: ModelSource, chosen: Recipe) -> Job:
     """The job of an open model and a loaded recipe. Raises as `open_job`."""
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
-    linears = tuple(
-        f"{block}.{name}"
-        for block in structure.blocks
-        for name, module in skeleton.get_submodule(block).named_modules()
-        if isinstance(module, nn.Linear) and module.out_features >= GATE_ROWS
-    )
     rotated, untied = any(entry.name == Rotate.name for entry in chosen.stages.get("transform", [])), False
     if rotated and structure.tied:
         structure, untied = untie(skeleton, structure), True
+    assignment, forms = assign_forms(skeleton, structure, chosen)
+    rotation = _rotation(assignment, skeleton, structure) if rotated else None
+    return Job(source, skeleton, structure, chosen, assignment, forms, rotation, untied)
+
+
+def assign_forms(model: nn.Module, structure: Structure, chosen: Recipe) -> tuple[Assignment, dict[str, Form]]:
+    """What `chosen` does with each tensor of a model without weights, and the form each will have, by module name."""
+    linears = tuple(
+        f"{block}.{name}"
+        for block in structure.blocks
+        for name, module in model.get_submodule(block).named_modules()
+        if isinstance(module, nn.Linear) and module.out_features >= GATE_ROWS
+    )
     assignment = assign(chosen, linears, structure.embedding, structure.head, structure.tied)
     if assignment.kv:
         check_head(assignment.kv, structure.geometry.head_dim)
-    shapes = {name: skeleton.get_parameter(f"{name}.weight").shape for name in assignment.methods}
+    shapes = {name: model.get_parameter(f"{name}.weight").shape for name in assignment.methods}
     forms = {
         name: planned_form(assignment, name, (shapes[name][0], shapes[name][1]))
         for name, method in assignment.methods.items()
         if method
     }
     check_inputs(assignment, {name: shape[1] for name, shape in shapes.items()})
-    rotation = _rotation(assignment, skeleton, structure) if rotated else None
-    return Job(source, skeleton, structure, chosen, assignment, forms, rotation, untied)
+    return assignment, forms
+
+
+def sizes(model: nn.Module, forms: Mapping[str, Form], itemsize: int, twice: int = 0) -> dict[str, Any]:
+    """`Job.sizes` of a model without weights; `itemsize` bytes a number that stays float, `twice` weights that were one in the
+    source."""
+    owned = dict(model.named_parameters())  # without the duplicates of tied parameters
+    kept = sum(p.numel() for name, p in owned.items() if name.removesuffix(".weight") not in forms) * itemsize
+    size = kept + sum(stored_bits(form) for form in forms.values()) // 8
+    weights = sum(p.numel() for p in owned.values()) - twice
+    return {"size_bytes": size, "float_bytes": weights * itemsize, "bits_per_weight": 8 * size / weights}
 
 
 def untie(model: nn.Module, structure: Structure) -> Structure:

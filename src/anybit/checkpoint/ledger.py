@@ -88,7 +88,9 @@ class Ledger(BaseModel):
         """
         path = directory / LEDGER
         if not path.is_file():
-            raise FormatError(f"{directory} has no {LEDGER}; it is not a complete anybit checkpoint, quantize it again")
+            raise FormatError(
+                f"{directory} has no {LEDGER}; quantize it again, or save it with anybit.save, not save_pretrained"
+            )
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:

@@ -39,7 +39,8 @@ def on_ray(workers: int, threads: int | None = None) -> Spread:
     def spread(parcel: Parcel, due: Iterator[tuple[int, Arguments]]) -> Iterator[int]:
         with _cluster(workers * cores):
             task = ray.remote(num_cpus=cores, max_retries=RETRIES)(_quantize_block)
-            shared, under_way = ray.put(parcel), dict[ray.ObjectRef, int]()
+            shared = ray.put(parcel)
+            under_way: dict[ray.ObjectRef[None], int] = {}
             for index, arguments in due:
                 under_way[task.remote(shared, index, arguments, cores)] = index
                 if len(under_way) >= AHEAD * workers:
@@ -54,7 +55,7 @@ def _quantize_block(parcel: Parcel, index: int, arguments: Arguments, threads: i
     parcel.quantize(index, arguments, threads)
 
 
-def _next(under_way: dict[ray.ObjectRef, int]) -> int:
+def _next(under_way: dict[ray.ObjectRef[None], int]) -> int:
     """Wait for a block and take it off the list."""
     done = ray.wait(list(under_way), num_returns=1)[0][0]
     index = under_way.pop(done)

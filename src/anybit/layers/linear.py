@@ -46,7 +46,7 @@ class Terms(nn.Module):
         """Put real tensors in place of the empty ones; shapes and dtypes are checked when `terms()` is next asked."""
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-        self._forget()
+        self.forget()
 
     @property
     def out_features(self) -> int:
@@ -122,7 +122,8 @@ class Terms(nn.Module):
         spec = restore_activations(self.form)
         return [] if spec is None else list(spec.specs(self.in_features))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop what was derived from the parameters; it is made again when it is next needed."""
         self._cached, self._products = None, {}
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
@@ -132,7 +133,7 @@ class Terms(nn.Module):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        self._forget()
+        self.forget()
         return super()._apply(moved, recurse)
 
     def extra_repr(self) -> str:
