@@ -64,7 +64,9 @@ def quantize(spec: str, directory: Path, samples: int, seq_len: int) -> dict[str
             recipe["stages"][stage] = kept
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    return anybit.quantize("demo", recipe=str(path), out=str(directory / "checkpoint"), samples=samples, seq_len=seq_len)
+    return anybit.quantize(
+        "demo", recipe=str(path), out=str(directory / "checkpoint"), samples=samples, seq_len=seq_len
+    )
 
 
 def window_nll(model: str | Path, count: int) -> Tensor:
