@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from anybit.engine.guard import Guard
 from anybit.engine.loop import Decoding
 from anybit.engine.native import NativeModel
 from anybit.engine.sampler import Sampler
@@ -164,6 +165,33 @@ def test_a_prompt_read_before_is_not_read_again(checkpoint, alone):
     served.engine.close()
 
 
+def test_prompts_that_come_together_are_read_once(checkpoint, alone, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 100)
+    ids = prompt(1, 330)
+    requests = [Request(ids, 5), Request(ids, 5), Request((*ids[:200], 7), 5), Request(ids, 5, prefill_precision=4)]
+    served, tickets = serve(checkpoint, requests, tokens=2048)
+    assert [served.tokens(ticket) for ticket in tickets] == [alone(request) for request in requests]
+    assert [served.pieces[ticket][0].cached_tokens for ticket in tickets] == [0, 320, 192, 0]
+    assert served.engine.stats().prefix_tokens == 512
+
+
+def test_pages_in_use_are_not_forgotten(checkpoint, alone):
+    requests = [Request((*prompt(1, 150), seed), 60) for seed in range(4, 10)]
+    served, tickets = serve(checkpoint, requests, tokens=320, slots=3)
+    assert [served.tokens(ticket) for ticket in tickets] == [alone(request) for request in requests]
+    assert served.engine.stats().prefix_tokens >= 128 * 4
+
+
+def test_a_receiver_that_fails_hurts_nobody_else(checkpoint):
+    served = Served(checkpoint, start=False)
+    served.engine.submit(Request(prompt(0, 10), 5), lambda piece: 1 / 0)  # noqa: ARG005
+    other = served.ask(Request(prompt(1, 10), 5))
+    served.engine.start()
+    assert served.engine.drain(30)
+    assert served.finish(other) == "length"
+    served.engine.close()
+
+
 def test_a_shared_page_is_never_written(checkpoint):
     model = NativeModel.open(checkpoint, verify=False, max_tokens=256, max_sequences=2)
     ids = prompt(2, 100)
@@ -227,6 +255,8 @@ def test_what_can_not_be_answered_is_refused(checkpoint):
         (Request(ids, 5, draft="self"), "known: none, ngram"),
         (Request(ids, 5, prefill_precision=7), "holds"),
         (Request(ids, 5, schedule=parse_schedule("7")), "holds"),
+        (Request(ids, 5, schedule=Guard(parse_schedule("4"), high=8)), "leave it out"),
+        (Request(ids, 5, seed=2**64), "seed"),
     ]:
         with pytest.raises(InputError, match=why):
             served.ask(request)

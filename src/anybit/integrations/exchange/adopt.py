@@ -223,4 +223,4 @@ def _skeleton(config: dict[str, Any]) -> nn.Module:
 def _forget(module: nn.Module) -> None:
     """Drop what a quantized layer has prepared from tensors that were let go."""
     if isinstance(module, Terms):
-        module._forget()
+        module.forget()

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
+from anybit.engine.guard import Guard
 from anybit.engine.native import NativeModel
 from anybit.engine.schedule import check_available
 from anybit.errors import AnybitError, Busy, Draining, InputError
+from anybit.formats.kv import PAGE
 from anybit.serving.batch.passes import CHUNK, Passes
 from anybit.serving.batch.prefixes import Prefixes
 from anybit.serving.batch.request import MOST_LOGPROBS, Piece, Request, Stats
@@ -149,8 +151,8 @@ class BatchEngine:
         ids = (*request.prompt_ids, *request.logit_bias)
         if bad := next((token for token in ids if not 0 <= token < vocabulary), None):
             raise InputError(f"token id {bad} is not one of this model's {vocabulary}")
-        if request.temperature < 0 or not 0 < request.top_p <= 1 or request.seed < 0:
-            raise InputError("need temperature >= 0, 0 < top_p <= 1 and seed >= 0")
+        if request.temperature < 0 or not 0 < request.top_p <= 1 or not 0 <= request.seed < 2**64:
+            raise InputError("need temperature >= 0, 0 < top_p <= 1 and 0 <= seed < 2^64")
         if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
             raise InputError(f"logprobs: 0 to {MOST_LOGPROBS} alternatives, not {request.logprobs}")
         if request.draft not in ("none", *DRAFTERS):
@@ -158,6 +160,10 @@ class BatchEngine:
         if request.prefill_precision not in (None, *self.precisions):
             raise InputError(
                 f"precision {request.prefill_precision}: this checkpoint holds {list(self.precisions)} bits"
+            )
+        if isinstance(request.schedule, Guard):
+            raise InputError(
+                "schedule: a guard reads tokens again between passes, which a batch does not; leave it out"
             )
         if request.schedule is not None:
             check_available(request.schedule, self.precisions)
@@ -191,10 +197,16 @@ class BatchEngine:
 
     def _spans(self) -> list[tuple[Text, Span]]:
         """What to read next: as the oldest text needs it, and others that need the same."""
-        spans, left = list[tuple[Text, Span]](), CHUNK
+        spans, left, begun = list[tuple[Text, Span]](), CHUNK, set[tuple[int, tuple[int, ...]]]()
         for text in self._running:
             if not text.reading or not left:
                 continue
+            beginning = text.prefill, text.request.prompt_ids[:PAGE]
+            if text.read == 0 and beginning in begun and self._prefixes.enabled:
+                continue  # an older text reads the same pages: they will be there
+            begun.add(beginning)
+            if text.read == 0:
+                self._attach(text)
             span = text.span(left)
             if not spans or (span.bits, span.prompt) == (spans[0][1].bits, spans[0][1].prompt):
                 spans.append((text, span))
@@ -220,22 +232,25 @@ class BatchEngine:
 
     def _admit(self) -> None:
         while self._waiting and self._free_slots:
-            text, slot = self._waiting[0], self._free_slots[-1]
-            found = 0
-            if text.begun or not text.request.echo_logprobs:
-                found = self._prefixes.attach(slot, text.request.prompt_ids, text.prefill)
-            text.read = found
-            needed = text.pages(text.known + 1 - found)
+            text = self._waiting[0]
+            text.slot = self._free_slots.pop()
+            self._attach(text)
+            needed = text.pages(text.known + 1 - text.read)
             reserve = len(self._running)  # a page for each to grow into, lest it is sent back at once
             self._prefixes.make_room(needed + reserve)
             if self._running and self._model.free_pages < needed + reserve:
-                self._model.reset(slot)
+                self._release(text)
                 return
-            if not text.begun:
-                text.cached = found
-                self._passes.counts.prefix_tokens += found
-            text.slot = self._free_slots.pop()
             self._running.append(self._waiting.popleft())
+
+    def _attach(self, text: Text) -> None:
+        """Let a text that has read nothing begin with what others read before it."""
+        if text.slot is None or (text.request.echo_logprobs and not text.begun):  # that wants logits of every token
+            return
+        text.read = self._prefixes.attach(text.slot, text.request.prompt_ids, text.prefill)
+        if not text.begun:
+            self._passes.counts.prefix_tokens += text.read - text.cached
+            text.cached = text.read
 
     def _drop_cancelled(self) -> None:
         for text in (*self._waiting, *self._running):
@@ -262,5 +277,6 @@ class BatchEngine:
     def _release(self, text: Text) -> None:
         assert text.slot is not None
         self._model.reset(text.slot)
+        self._prefixes.leave(text.slot)
         self._free_slots.append(text.slot)
-        text.slot, text.read = None, 0
+        text.lose_place()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from anybit.formats.kv import PAGE
 from anybit.serving.batch.choice import Choice, logprobs
 from anybit.serving.batch.request import Piece, Request, TokenLogprobs
 
+log = logging.getLogger("anybit")
 Floats = NDArray[np.float32]
 Deliver = Callable[[Piece], None]
 DRAFTERS = {"ngram": NgramDrafter, "lookup": LookupDrafter}
@@ -123,11 +125,22 @@ class Text:
         said = tuple(self.choice.logprobs[-len(news) :]) if self.request.logprobs is not None else ()
         self.give(Piece(tuple(news), (bits,) * len(news), said, finish=self._finish))
 
+    def lose_place(self) -> None:
+        """What the cache held of it is gone."""
+        self.slot, self.read = None, 0
+        if not self.begun:
+            self._prompt_logprobs = [None]
+
     def give(self, piece: Piece) -> None:
-        """Deliver a piece; one with `finish` is the last."""
-        if not self.over:
-            self.over = piece.finish is not None
+        """Deliver a piece; one with `finish` is the last. A text whose receiver fails is over, and nobody else's."""
+        if self.over:
+            return
+        self.over = piece.finish is not None
+        try:
             self.deliver(piece)
+        except Exception:
+            self.over = True
+            log.exception("a request's receiver failed; the request is dropped")
 
     @property
     def _finish(self) -> str | None:
