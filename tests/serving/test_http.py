@@ -162,6 +162,29 @@ def test_what_is_wrong_is_said(path, body, status, words, stream, server):
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        ("completions", {}, "prompt", "required"),
+        ("completions", {"prompt": 3}, "prompt", "valid"),
+        ("completions", {"prompt": []}, "prompt", "at least 1 item"),
+        ("completions", {"prompt": [[1, 2], [1, "a"]]}, "prompt.1.1", "valid integer"),
+        ("completions", {"prompt": "a", "stop": ["x", ""]}, "stop.1", "at least 1 character"),
+        ("completions", {"prompt": "a", "stop": ["x"] * 9}, "stop", "at most 8 items"),
+        ("completions", {"prompt": "a", "min_p": 1}, "min_p", "remove it"),
+        ("chat/completions", {"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "valid"),
+        ("chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role", "required"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]},
+         "messages.0.content.0.type", "'text'"),
+    ],
+)  # fmt: skip
+def test_the_field_that_is_wrong_is_named(path, body, param, words, server):
+    error = post(server, path, **body).json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
+    assert error["message"].startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'{"prompt": "\\ud800"}', b'{"prompt": "a", "\\udc00": 1}', b"\xff\xfe", b"1" * 100],
 )
@@ -253,3 +276,16 @@ def test_tools(server):
         == post(server, "chat/completions", **body).json()["usage"]["prompt_tokens"] + 9
     )
     assert events(server, "chat/completions", **body, tools=[tool])
+
+
+def test_arguments_of_earlier_tool_calls_reach_the_template_as_objects():
+    from anybit.serving.schemas import Message
+
+    def seen(arguments):
+        call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        message = Message(role="assistant", content=None, tool_calls=[call])
+        return message.as_template()["tool_calls"][0]["function"]["arguments"]
+
+    assert seen('{"city": "Köln"}') == {"city": "Köln"}
+    assert seen({"city": "Köln"}) == {"city": "Köln"}
+    assert seen("{broken") == "{broken"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -62,13 +63,30 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        extra = "; remove it" if first["type"] == "extra_forbidden" else ""
-        return response(400, f"{where or 'body'}: {first['msg']}{extra}", where or None)
+        found = _furthest(error.errors())
+        where = ".".join(_path(found, error.body))
+        extra = "; remove it" if found["type"] == "extra_forbidden" else ""
+        return response(400, f"{where or 'body'}: {found['msg']}{extra}", where or None)
 
     @app.exception_handler(HTTPException)
     def _(_: Request, error: HTTPException) -> JSONResponse:
         found = response(error.status_code, str(error.detail))
         found.headers.update(error.headers or {})
         return found
+
+
+def _furthest(errors: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of what is wrong with the first field that is, the most telling: of a union's members the one that fitted furthest."""
+    field = errors[0]["loc"][:2]
+    same = [error for error in errors if error["loc"][:2] == field]
+    return max(same, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
+
+
+def _path(error: dict[str, Any], body: Any) -> list[str]:
+    """Where in `body`; pydantic also names members of unions on the way, which are not in it."""
+    path = list[str]()
+    for part in error["loc"][1:]:
+        if isinstance(part, int) if isinstance(body, list) else isinstance(body, dict) and part in body:
+            body = body[part]
+            path.append(str(part))
+    return [*path, str(error["loc"][-1])] if error["type"] == "missing" else path
