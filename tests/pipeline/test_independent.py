@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import anybit
 from anybit.calibration.text import read_documents
@@ -17,6 +18,7 @@ from anybit.calibration.tokens import calibration_tokens
 from anybit.checkpoint.ledger import Ledger
 from anybit.errors import InputError
 from anybit.held_out import SAMPLES
+from anybit.job import open_job
 from anybit.models.source import open_model
 from tiny_models import save_tiny
 
@@ -48,7 +50,8 @@ def whole(float_dir, text_file, tmp_path_factory):
     return out
 
 
-def test_any_order_elsewhere_and_twice_gives_the_same_bytes(whole, float_dir, text_file, tmp_path):
+@pytest.mark.parametrize("recipe", ["gptq-w4", "flexq-w6a6", "quik-w4a4"])  # flexq decides widths before the work
+def test_any_order_elsewhere_and_twice_gives_the_same_bytes(float_dir, text_file, tmp_path, recipe):
     def backwards(parcel, due):
         for index, arguments in reversed(list(due)):
             rows = parcel.out.with_name("out.partial") / "state" / f"rows-{index}.json"
@@ -60,7 +63,9 @@ def test_any_order_elsewhere_and_twice_gives_the_same_bytes(whole, float_dir, te
             parcel.quantize(index, arguments, threads=1)  # done: nothing to do
             yield index
 
-    assert quantize(float_dir, text_file, tmp_path / "out", spread=backwards) == digest(whole)
+    options = {"recipe": recipe, "overrides": ["activations.budget=0.0"] if "flexq" in recipe else []}
+    whole = quantize(float_dir, text_file, tmp_path / "whole", **options)
+    assert quantize(float_dir, text_file, tmp_path / "out", spread=backwards, **options) == whole
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -123,6 +128,26 @@ def test_transforms_and_quantized_activations_answer_as_saved(float_dir, text_fi
         logits = model(torch.tensor([canary["ids"]])).logits[0, -1]
     found = logits[canary["top_ids"]] - torch.tensor(canary["top_logits"])
     assert float(found.abs().max()) <= canary["allowed"] * canary["spread"]
+
+
+def test_a_rotated_stream_is_the_float_models_own(float_dir, text_file, tmp_path):
+    found = {}
+
+    def look(parcel, due):
+        for index, arguments in due:
+            found[index] = (parcel.out.with_name("out.partial") / "state" / f"hidden-{index}").read_bytes()
+            parcel.quantize(index, arguments, threads=1)
+            yield index
+        found["tokens"] = parcel.tokens[0]
+
+    quantize(float_dir, text_file, tmp_path / "out", recipe="qoq-w4a8kv4", spread=look)
+    model = AutoModelForCausalLM.from_pretrained(float_dir, dtype=torch.float32)
+    stream = open_job(str(float_dir), "qoq-w4a8kv4").rotation.stream
+    with torch.inference_mode():
+        states = model(found["tokens"], output_hidden_states=True).hidden_states
+    for index in (0, 2):
+        on_disk = torch.frombuffer(bytearray(found[index]), dtype=torch.float32).view(states[index].shape)
+        torch.testing.assert_close(on_disk, stream.turn(states[index]).float(), rtol=0, atol=0.02)  # 8-bit embedding
 
 
 def test_held_out_perplexity_is_what_the_checkpoint_answers(float_dir, text_file, tmp_path):
