@@ -39,17 +39,20 @@ def save(model: PreTrainedModel, directory: str | Path, tokenizer: PreTrainedTok
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if not hasattr(quantizer, "ledger"):
         raise InputError(f"this {type(model).__name__} is not quantized by anybit; use its save_pretrained")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    ledger = _recounted(quantizer.ledger(model), _index(partial))
-    ledger.write(partial)
-    _write_canary(partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    unfinished = out.with_name(out.name + ".saving")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        model.save_pretrained(unfinished)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
+        ledger = _recounted(quantizer.ledger(model), _index(unfinished))
+        ledger.write(unfinished)
+        _write_canary(unfinished)
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return ledger
 
 

@@ -53,7 +53,7 @@ def evaluate(
     if not names and (task_path or limit):
         raise InputError("--task-path and --limit say how to score tasks; give --tasks A,B too")
     bits = None if precision is None else chosen_precision(read_ledger(directory), "--precision", precision)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"model": str(directory)}
     if text is not None:
         from anybit.evaluate.run import evaluate as measure
 
