@@ -148,7 +148,9 @@ def test_a_rotated_stream_is_the_float_models_own(float_dir, text_file, tmp_path
     for index in (0, 2):
         on_disk = torch.frombuffer(bytearray(found[index]), dtype=torch.float32).view(states[index].shape)
         expected = stream.turn(states[index]).float()
-        assert float((on_disk - expected).norm() / expected.norm()) < 0.1  # the embedding has 8 bits; another basis is 1.4 away
+        assert (
+            float((on_disk - expected).norm() / expected.norm()) < 0.1
+        )  # the embedding has 8 bits; another basis is 1.4 away
 
 
 def test_held_out_perplexity_is_what_the_checkpoint_answers(float_dir, text_file, tmp_path):
