@@ -11,7 +11,7 @@ from anybit.calibration.activations import Activations
 from anybit.calibration.parallel import workers
 from anybit.calibration.statistics import BlockCall, propagate
 from anybit.formats.terms import dense
-from anybit.learn_block import Lesson, causal, learn_block
+from anybit.learn_block import Lesson, causal, learn_block, rounded_input
 from anybit.methods.abq import ABQ, Learned, attention_loss, away_from_zero, block_loss, fake_round, first_scales
 from anybit.methods.activations import IntInputs
 from anybit.methods.base import InputStats
@@ -189,9 +189,34 @@ def test_attention_in_the_open_is_attention(tmp_path):
     assert not maps.triu(1).any()
 
 
+@pytest.mark.parametrize("inputs", [INPUTS, IntInputs(bits=4, granularity="group", group_size=32)])
+def test_a_rounded_inputs_gradient_reaches_its_range(inputs):
+    draw = torch.Generator().manual_seed(0)
+    x, pull = torch.randn(1, 5, 64, generator=draw, requires_grad=True), torch.randn(1, 5, 64, generator=draw)
+    rounded = rounded_input(x, inputs.spec())
+    found = inputs.spec().encode(x.detach()[0], {})
+    torch.testing.assert_close(rounded.detach()[0], found.values(), rtol=0, atol=1e-6)
+    rounded.backward(pull)
+    size = found.group_size
+    for token in range(5):
+        for group in range(64 // size):
+            at = slice(group * size, (group + 1) * size)
+            piece, scale = x.detach()[0, token, at], found.scale[token, group]
+            coarser = float((pull[0, token, at] * (found.values()[token, at] - piece) / scale).sum())
+            expected = pull[0, token, at].clone()
+            if inputs.symmetric:
+                expected[piece.abs().argmax()] += coarser / 7 * piece[piece.abs().argmax()].sign()
+            else:
+                expected[piece.argmax()] += coarser / 15
+                expected[piece.argmin()] -= coarser / 15
+            torch.testing.assert_close(x.grad[0, token, at], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_losses_at_their_edges():
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
     assert float(block_loss(x, [x], relative=False)) == pytest.approx(0, abs=1e-6)
+    loud = x * torch.tensor([1000.0, 1, 1, 1, 1, 1])[:, None]
+    assert float(block_loss(1.1 * loud, [loud], relative=True)) == pytest.approx(0.01, abs=1e-5)
     orthogonal = torch.cat([x[..., 4:], -x[..., :4]], -1)
     assert torch.isfinite(block_loss(x - x, [orthogonal], relative=False))
     p = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])

@@ -20,7 +20,8 @@ from anybit.calibration.parallel import Workers
 from anybit.calibration.statistics import BlockCall, collect
 from anybit.errors import RecipeError
 from anybit.formats.activation import ActivationSpec
-from anybit.methods.abq import ABQ, Learned, attention_loss, block_loss, first_scales, through
+from anybit.formats.decoder import per_column
+from anybit.methods.abq import ABQ, Learned, attention_loss, block_loss, first_scales
 from anybit.methods.activations import ActivationMethod
 from anybit.methods.grid import AffineGrid
 from anybit.models.graph import BlockGraph
@@ -167,6 +168,18 @@ class _Training:
             return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
+def rounded_input(x: Tensor, spec: ActivationSpec) -> Tensor:
+    """x [..., K] as a dynamic scheme rounds it. Gradients pass straight through the rounding of x / scale and on into the scale:
+    without the latter nothing would tell the learner that a channel of large values coarsens its whole token."""
+    flat = x.reshape(-1, x.shape[-1])
+    found = spec.encode(flat, {})
+    scale = per_column(found.scale, flat.shape[1], found.group_size)
+    with torch.no_grad():
+        values = found.values()
+        off_grid = ((values - flat) / scale).nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    return (values + (flat - flat.detach()) + off_grid * (scale - scale.detach())).view(x.shape)
+
+
 def causal(mask: Tensor | None, tokens: int) -> dict[str, Tensor]:
     """The mask as eager attention adds it to scores [1, 1, T, T]: fused attention is causal by itself and often gets none."""
     if mask is None:
@@ -218,13 +231,10 @@ def _watched(blocks: Sequence[nn.Module]) -> Iterator[Any]:
 
 @contextmanager
 def _rounded_inputs(block: nn.Module, inputs: Mapping[str, ActivationMethod]) -> Iterator[None]:
-    """Within it, linears read their inputs rounded by their schemes; gradients pass straight through."""
+    """Within it, linears read their inputs rounded by their schemes."""
 
     def rounding(spec: ActivationSpec) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        def values(x: Tensor) -> Tensor:
-            return spec.encode(x.detach().reshape(-1, x.shape[-1]), {}).values().view(x.shape)
-
-        return lambda _, args: (through(args[0], values), *args[1:])
+        return lambda _, args: (rounded_input(args[0], spec), *args[1:])
 
     handles = [block.get_submodule(n).register_forward_pre_hook(rounding(m.spec())) for n, m in inputs.items()]
     try:

@@ -1,6 +1,7 @@
 """ABQ-LLM (arXiv 2408.08554): block by block, learn what makes low-bit weights *and* activations hurt least.
 
-Learned together, by AdamW on the output of one block whose weights and inputs are rounded as they will be (straight-through):
+Learned together, by AdamW on the output of one block whose weights and inputs are rounded as they will be. Gradients pass
+straight through roundings and on into the ranges of rows and of tokens:
 
 transform    s per channel for every pair of a producer and the linears that read it (norm -> q, k, v; norm -> gate, up; v -> o;
              up -> down): producer / s, columns * s. Starts at max|x|^alpha / max|w|^(1 - alpha).
@@ -16,9 +17,9 @@ quantized block's on that stream, P and Q attention probabilities averaged over 
 `bits`, groups, symmetry and the balanced 5-level grid of W2* are those of the weights stage, activation bits those of its stage.
 
 Different from the paper: KL is between the probabilities, per row (the published code takes a softmax of probabilities once more
-and averages over everything, which all but removes the term); queries and keys keep their scale; no shift (the published
-one does not shift in Llama either); the samples are this run's, not 128 x 2048. Queries, keys and values are quantized by the
-stage kv, not here.
+and averages over everything, which all but removes the term); no shift (the published one does not shift in Llama either); the
+samples are this run's, not 128 x 2048. Queries, keys and values are quantized by the stage kv, not here, so queries and keys keep
+their scale: it would only move rows between two weights that have a scale per row anyway.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """GPTQ (Frantar et al., arXiv 2210.17323): second-order weight quantization, column by column.
 
-weight [N, K], H = 2/T X^T X [K, K] over the tokens this layer saw. Steps: neutralise dead inputs; fit grids; order
-columns;
-damp H by `damping` * mean(diag H); factor once; walk the columns (`column_solver.py`).
+weight [N, K], H = 2/T X^T X [K, K] over the tokens this layer saw. Steps: neutralise dead inputs; fit grids; order columns; damp
+H by `damping` * mean(diag H); factor once; walk the columns (`column_solver.py`).
 
 order          "natural"; "activation" = descending diag H (act-order); "group" = descending diag H inside each group,
                groups by their largest diag H (GPTQModel's group-aware order), so that a group's columns are solved
@@ -12,14 +11,11 @@ static_groups  grids fitted to the original weights before the walk; else each g
                when g < block). "activation" order needs static groups: groups stay contiguous in K and no gather is
                needed at run time.
 
-first_token_weight   beyond the paper (1 = the paper): attention parks on the first token of a sequence (the attention
-sink), so
-               its key and value reach every later token, yet H counts it once among T and plain GPTQ pushes error
-               into just that direction. The recipe counts it as many tokens in H, for linears whose outputs other
-               tokens read.
+first_token_weight   beyond the paper (1 = the paper): attention parks on the first token of a sequence (the attention sink), so
+               its key and value reach every later token, yet H counts it once among T and plain GPTQ pushes error into
+               just that direction. The recipe counts it as many tokens in H, for linears whose outputs other tokens read.
 
-Defaults: the paper's damping 0.01 and block 128; order and static groups as the paper's later "act-order + static
-groups".
+Defaults: the paper's damping 0.01 and block 128; order and static groups as the paper's later "act-order + static groups".
 """
 
 from __future__ import annotations
