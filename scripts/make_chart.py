@@ -1,4 +1,4 @@
-"""The README's picture and table, made from the committed measurements: quality lost against bits per weight.
+"""The README's picture and the first table of docs/results.md, from the committed measurements: quality lost against bits.
 
 python scripts/make_chart.py [--check]
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "benchmarks" / "results" / "quality-smollm2.json"
-README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "images" / "quality.svg"
 COLOURS = {"rtn": "#8a8f98", "awq": "#c98a1b", "gptq": "#2f6fde"}
 NAMES = {"rtn": "round to nearest", "awq": "AWQ", "gptq": "GPTQ"}
@@ -112,10 +112,10 @@ def table(data: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, made: str) -> str:
-    """The README with the part between the two markers replaced."""
+def with_table(page: str, made: str) -> str:
+    """The page with the part between the two markers replaced."""
     opening, closing = "<!-- quality table: scripts/make_chart.py -->\n", "\n<!-- /quality table -->"
-    before, _, rest = readme.partition(opening)
+    before, _, rest = page.partition(opening)
     return before + opening + made + closing + rest.partition(closing.lstrip())[2]
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     """Make both, or with --check fail when either is not what the data says."""
     data = json.loads(DATA.read_text())
     rows = [r for r in data["rows"] if r["recipe"].split("-")[0] in COLOURS and _plain(r)]
-    wanted = {PICTURE: draw(rows), README: with_table(README.read_text(), table(data, rows))}
+    wanted = {PICTURE: draw(rows), RESULTS: with_table(RESULTS.read_text(), table(data, rows))}
     for path, text in wanted.items():
         if "--check" not in sys.argv:
             path.write_text(text)
