@@ -68,12 +68,14 @@ def by_group(values: Tensor, group_size: int) -> Tensor:
 
 
 def per_column(table: Tensor, columns: int, group_size: int) -> Tensor:
-    """Spread a per-group table [N, G] over the columns: [N, columns]."""
+    """Spread a per-group table [N, G] over the columns: [N, columns]; to read, it may be a view."""
     if table.shape[1] != groups(columns, group_size):
         raise FormatError(
             f"{columns} columns in groups of {group_size} need {groups(columns, group_size)} entries, got "
             f"{table.shape[1]}"
         )
+    if table.shape[1] == 1:
+        return table.expand(-1, columns)
     return table.repeat_interleave(group_size, dim=1)[:, :columns]
 
 
