@@ -39,7 +39,7 @@ FILES = {
     "offsets beyond the file": row(data_offsets=[2**40, 2**40 + 8]),
     "three offsets": row(data_offsets=[0, 8, 16]),
     "negative rows": row(shape=[-2]),
-    "nothing times more than there is": row(shape=[2**62, 2**62, 0], data_offsets=[0, 0]),
+    "nothing times more than there is": row(shape=[2**49, 2**49, 0], data_offsets=[0, 0]),
     "too large a number": row(shape=[2**70, 0], data_offsets=[0, 0]),
     "lying shape": row(shape=[3]),
     "unknown dtype": row(dtype="F6_E2M3"),

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from anybit.cache import build_once, sampled_sha256
 from anybit.errors import InputError
+from anybit.models.gguf_header import check_header
 
 
 def gguf_key(path: Path) -> str:
@@ -39,7 +40,7 @@ def converted(path: Path) -> Path:
 
 
 def check_gguf(path: Path) -> None:
-    """Raises InputError unless `path` is a file that starts like GGUF version 2 or 3."""
+    """Raises InputError unless `path` is a file that starts like GGUF version 2 or 3, with a header that fits into it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -49,6 +50,7 @@ def check_gguf(path: Path) -> None:
     version = struct.unpack("<I", head[4:])[0]
     if version not in (2, 3):
         raise InputError(f"{path}: GGUF version {version}; versions 2 and 3 are read, convert it with llama.cpp")
+    check_header(path)
 
 
 def load_gguf(path: Path) -> tuple[Any, Any]:

@@ -142,7 +142,8 @@ def _entry(file: Path, base: int, size: int, name: str, row: dict[str, Any]) -> 
         raise InputError(f"{file}: tensor {name} has dtype {row['dtype']}; known: {', '.join(_DTYPES)}")
     dtype, shape = _DTYPES[row["dtype"]], tuple(row["shape"])
     start, end = row["data_offsets"]
-    if not all(type(n) is int and 0 <= n < _MAX_SIZE for n in (*shape, start, end)):
+    whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    if not whole or math.prod(n or 1 for n in shape) > _MAX_SIZE:
         raise InputError(f"{file}: tensor {name} has shape {list(shape)} at {[start, end]}; download it again")
     if end - start != math.prod(shape) * dtype.itemsize:
         raise InputError(f"{file}: tensor {name} has {end - start} bytes for shape {list(shape)} {row['dtype']}")
