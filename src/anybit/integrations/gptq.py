@@ -100,8 +100,10 @@ class Reader:
         packed = wanted(tensors, "qweight", name, torch.int32, (words(columns, self.bits), rows))
         packed_zeros = wanted(tensors, "qzeros", name, torch.int32, (count, words(rows, self.bits)))
         scale = wanted(tensors, "scales", name, None, (count, rows))
-        order = tensors.get("g_idx")
-        if order is not None and not torch.equal(order.long(), torch.arange(columns) // size):
+        in_turn = torch.arange(columns) // size
+        # Without g_idx they are in turn, unless the settings say otherwise: which they are is then nowhere.
+        order = tensors.get("g_idx", torch.empty(0) if self._config.get("desc_act") and count > 1 else in_turn)
+        if not torch.equal(order.long(), in_turn):
             raise FormatError(
                 f"{name}: columns were quantized in another order (desc_act), which an anybit layer has no word for; "
                 "take a checkpoint made with desc_act false"
