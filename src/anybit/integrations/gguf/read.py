@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoTokenizer
 from anybit.cache import sampled_sha256
 from anybit.errors import InputError
 from anybit.formats.blocked import Blocked
-from anybit.formats.decoder import Form, groups, per_column
+from anybit.formats.decoder import groups, per_column
 from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.exchange.account import Account
-from anybit.integrations.exchange.foreign import Shape, affine_layer, check_blocks
+from anybit.integrations.exchange.foreign import Shape, Stored, affine_layer, check_blocks
 from anybit.integrations.gguf.blocks import (
     Bytes,
     Unpacked,
@@ -90,7 +90,7 @@ class GGUF:
         field = None if architecture is None else self._file.get_field(f"{architecture.contents()}.{key}")
         return None if field is None else field.contents()
 
-    def layer(self, name: str, shape: Shape) -> tuple[Form, dict[str, Tensor]] | None:
+    def layer(self, name: str, shape: Shape) -> Stored | None:
         """See `Foreign`."""
         tensor = self._tensor(f"{name}.weight", shape)
         if tensor.tensor_type not in CODES:
@@ -144,7 +144,7 @@ class GGUF:
         return data if order is None else data[np.argsort(order.numpy())]
 
 
-def _blocked(found: Unpacked, bits: int, size: int, block: int) -> tuple[Form, dict[str, Tensor]]:
+def _blocked(found: Unpacked, bits: int, size: int, block: int) -> Stored:
     """A scale of 0 becomes 1 with steps of 0, or with codes of 0 where there are no steps: the values stay."""
     empty, codes, step = found.scale == 0, found.codes, found.step
     columns = codes.shape[1]

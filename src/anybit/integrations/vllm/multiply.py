@@ -90,6 +90,6 @@ def gpu_refusal(shard: Shard) -> str:
     term = shard.terms[0]
     if len(shard.terms) != 1 or not isinstance(term, CodeTerm) or term.columns != (0, term.shape[1]):
         return "is not one code term"
-    if term.decoder.kind in ("dual_grained", "float"):
+    if term.decoder.kind in ("dual_grained", "float", "blocked"):
         return f"has {term.decoder.kind} codes"
     return ""
