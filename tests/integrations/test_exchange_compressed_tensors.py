@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -231,6 +232,18 @@ def test_quantized_outputs_are_a_loss():
     tensors = {"weight": torch.ones(2, 8, dtype=torch.int8), "weight_scale": torch.ones(2, 1)}
     with pytest.raises(InputError, match="quantized outputs"):
         reader.layer("x", (2, 8), tensors)
+
+
+def test_a_late_block_that_rounds_its_input_is_allowed_to_move(tmp_path):
+    source = quantize_tiny("llama", tmp_path, recipe="smoothquant-w8a8")
+    anybit.export(source, to="compressed-tensors", out=tmp_path / "ct")
+    group = _group(tmp_path / "ct")
+    first = group | {"targets": [r"re:model\.layers\.0\."], "input_activations": None}
+    alter_config(tmp_path / "ct", config_groups={"group_0": first, "group_1": group | {"targets": ["Linear"]}})
+    anybit.import_checkpoint(tmp_path / "ct", out=tmp_path / "back")
+    inputs = ["activations" in config_of(tmp_path / "back")["layers"][UP.replace("0", each)] for each in "01"]
+    assert inputs == [False, True]
+    assert json.loads((tmp_path / "back" / "canary.json").read_text())["allowed"] > 0
 
 
 def test_scales_beyond_float16_are_a_loss(asymmetric, tmp_path):

@@ -22,7 +22,7 @@ from anybit.formats.decoder import Form
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
-from anybit.integrations.exchange.foreign import Shape, affine_layer, group_setting, setting, wanted
+from anybit.integrations.exchange.foreign import Shape, Stored, affine_layer, group_setting, setting, wanted
 from anybit.integrations.exchange.packing import WORD, pack_words, unpack_words, words
 from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
@@ -92,7 +92,7 @@ class Reader:
         self.offset = 0 if found == "gptq_v2" else 1
         self.format = f"GPTQ version {2 - self.offset}"
 
-    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Stored:
         """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
         rows, columns = shape
         size = group_setting(self._config, columns)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from anybit.errors import FormatError
-from anybit.formats.decoder import Form
 from anybit.formats.floating import Floating, FloatType
 from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.compressed_tensors.scheme import FLOAT, INTEGER, MIXED, PACKED, activations
 from anybit.integrations.exchange.account import Account
-from anybit.integrations.exchange.foreign import Shape, affine_layer, half_scale, setting, wanted
+from anybit.integrations.exchange.foreign import Shape, Stored, affine_layer, half_scale, setting, wanted
 from anybit.integrations.exchange.packing import unpack_words, words
 
 
@@ -44,7 +43,7 @@ class Reader:
         if config.get("kv_cache_scheme"):
             account.lose("its float8 cache with fixed scales; the imported model caches in 16 bits", "kv_cache_scheme")
 
-    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Stored:
         """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
         group = self._group(name)
         if "weight_g_idx" in tensors:
@@ -69,7 +68,7 @@ class Reader:
 
     def _integer(
         self, name: str, shape: Shape, size: int, group: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Form, dict[str, Tensor]]:
+    ) -> Stored:
         (rows, columns), weights = shape, group["weights"]
         bits = setting(weights, "num_bits", int, among=range(1, 9))
         count = columns // size
@@ -94,7 +93,7 @@ class Reader:
 
     def _float(
         self, name: str, shape: Shape, size: int, group: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Form, dict[str, Tensor]]:
+    ) -> Stored:
         setting(group["weights"], "num_bits", int, among=(8,))
         codes = wanted(tensors, "weight", name, torch.float8_e4m3fn, shape).view(torch.uint8)
         scale = wanted(tensors, "weight_scale", name, None, (shape[0], shape[1] // size)).float()

@@ -70,7 +70,7 @@ def _inputs(name: str, form: Form, account: Account) -> Scheme | None:
 
 
 def activations(name: str, inputs: Any, columns: int) -> Scheme | None:
-    """`form["activations"]` of a scheme's `input_activations` for a layer with so many columns. Raises FormatError for what anybit
+    """`form["activations"]` of `input_activations`, for a layer with so many columns. Raises FormatError for what anybit
     has no word for."""
     if inputs is None:
         return None

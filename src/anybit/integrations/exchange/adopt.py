@@ -68,9 +68,15 @@ def import_checkpoint(
             write_json(source / "config.json", foreign.config)
         ledger = adoption.ledger(str(path), identity)
         finished = finish_directory(partial, source, adoption.shards, ledger, adoption.forms, adoption.rows)
-    facts = {"bits_per_weight": finished.bits_per_weight, "size_bytes": finished.size_bytes}
-    words = {"format": foreign.format, "path": str(out), "lossless": account.lossless, "layers": len(finished.tensors)}
-    return {**words, **facts, "notes": account.lines()}
+    return {
+        "format": foreign.format,
+        "path": str(out),
+        "lossless": account.lossless,
+        "layers": len(finished.tensors),
+        "bits_per_weight": finished.bits_per_weight,
+        "size_bytes": finished.size_bytes,
+        "notes": account.lines(),
+    }
 
 
 @contextmanager
@@ -164,10 +170,10 @@ class Adoption:
     def _codes(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a linear or embedding that holds codes; our layer stands in its place then."""
         rows, columns = module.get_parameter("weight").shape
-        part = self.foreign.layer(name, (rows, columns))
-        if part is None:
+        stored = self.foreign.layer(name, (rows, columns))
+        if stored is None:
             return {}
-        form, tensors = part
+        form, tensors = stored
         notes = [f"imported from {self.foreign.format}: codes and scales as they were"]
         facts = {"calibration_tokens": 0, "error": 0.0, "kernel": kernel_name(form, 1), "notes": notes}
         try:

@@ -15,6 +15,8 @@ from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.exchange.account import Account
 
 Shape = tuple[int, int]
+Stored = tuple[Form, dict[str, Tensor]]
+"""A layer as `save_terms` writes it."""
 Value = TypeVar("Value", int, str, bool)
 
 
@@ -28,7 +30,7 @@ def setting(config: Mapping[str, Any], key: str, kind: type[Value], among: Seque
 
 
 def check_blocks(count: Any, tensors: int) -> None:
-    """Raise FormatError for a number of blocks that cannot be: each has a tensor at least, and models are built block by block."""
+    """Raise FormatError for a number of blocks that cannot be: each has a tensor, and a model is built block by block."""
     if type(count) is not int or not 0 < count <= tensors:
         raise FormatError(
             f"its configuration says {count!r} blocks, its files hold {tensors} tensors; download it again"
@@ -61,9 +63,9 @@ def wanted(
 
 
 def affine_layer(
-    name: str, grid: tuple[int, int], codes: Tensor, scale: Tensor, zero: Tensor, account: Account
-) -> tuple[Form, dict[str, Tensor]]:
-    """Form and tensors of value = scale * (code - zero): (bits, group size), codes uint8 [N, K], scale float32 and zero int
+    name: str, sizes: tuple[int, int], codes: Tensor, scale: Tensor, zero: Tensor, account: Account
+) -> Stored:
+    """value = scale * (code - zero) with `sizes` (bits, columns of a group), codes uint8 [N, K], scale float32 and zero int
     [N, G]. The values stay what they are:
 
     A negative scale is turned with its codes, c to 2^b - 1 - c. A scale of 0 becomes 1 with codes at the zero.
@@ -71,7 +73,7 @@ def affine_layer(
     Raises:
         FormatError: a code or zero that is not 0..2^b - 1. InputError: scales that float16 rounds, and no loss is allowed.
     """
-    bits, size = grid
+    bits, size = sizes
     columns, top = codes.shape[1], 2**bits - 1
     if int(codes.max()) > top or int(zero.min()) < 0 or int(zero.max()) > top:
         raise FormatError(f"{name} holds codes or zero points that do not fit {bits} bits")

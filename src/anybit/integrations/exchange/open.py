@@ -13,14 +13,11 @@ from torch import Tensor
 
 from anybit.checkpoint.layout import METHOD
 from anybit.errors import FormatError, InputError
-from anybit.formats.decoder import Form
 from anybit.integrations import awq, gptq
 from anybit.integrations.compressed_tensors import read as compressed_tensors
 from anybit.integrations.exchange.account import Account
-from anybit.integrations.exchange.foreign import Shape, check_blocks
+from anybit.integrations.exchange.foreign import Shape, Stored, check_blocks
 from anybit.models.shards import Shards
-
-Part = tuple[Form, dict[str, Tensor]]
 
 
 class Foreign(Protocol):
@@ -36,7 +33,7 @@ class Foreign(Protocol):
         """As transformers writes config.json, without quantization_config."""
         ...
 
-    def layer(self, name: str, shape: Shape) -> Part | None:
+    def layer(self, name: str, shape: Shape) -> Stored | None:
         """Form and tensors of a linear or embedding [N, K]; None where it holds floats."""
         ...
 
@@ -66,7 +63,7 @@ class LayerReader(Protocol):
         """For people."""
         ...
 
-    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Part:
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Stored:
         """A layer of ours."""
         ...
 
@@ -137,7 +134,7 @@ class Directory:
         """The reader's."""
         return self.reader.format
 
-    def layer(self, name: str, shape: Shape) -> Part | None:
+    def layer(self, name: str, shape: Shape) -> Stored | None:
         """See `Foreign`."""
         found = [key for key in self.reader.names if f"{name}.{key}" in self.shards.entries]
         if found == ["weight"] or not found:
