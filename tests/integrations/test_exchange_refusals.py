@@ -70,8 +70,8 @@ def test_an_older_config_and_a_folder_that_is_no_companion(tmp_path):
     (older / "config.json").write_text(json.dumps({**config, "torch_dtype": config.pop("dtype")}))
     (older / "tokenizer_extra").mkdir()
     assert Checkpoint(older).dtype == torch.bfloat16
-    anybit.export(older, to="gptq", out=tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    anybit.export(older, to="gptq", out=tmp_path / "exported")
+    assert (tmp_path / "exported" / "tokenizer.json").is_file()
 
 
 def test_a_damaged_source_writes_nothing(source, tmp_path):

@@ -45,8 +45,8 @@ def column_slice(term: Term, start: int, stop: int) -> Term | None:
 def _cut_decoder(decoder: Decoder, shape: tuple[int, int], start: int, stop: int) -> Decoder:
     """The decoder of columns start..stop-1. Which axis of a table runs along the columns is read off the sizes it must have."""
     form, width = decoder.form(), stop - start
-    group = form.get("group_size", shape[1])
-    block = form.get("block_size", group)  # groups of groups: some tables have an entry for each of these
+    group: int = form.get("group_size", shape[1])
+    block: int = form.get("block_size", group)  # groups of groups: some tables have an entry for each of these
     for size in (group, block):
         if size < shape[1]:
             check_groups(size, start, width)
