@@ -7,6 +7,7 @@ import torch
 from anybit.formats.affine import Affine
 from anybit.formats.binary_coded import BinaryCoded
 from anybit.formats.bipolar import Bipolar
+from anybit.formats.blocked import Blocked
 from anybit.formats.codebook import Codebook
 from anybit.formats.decoder import Decoder
 from anybit.formats.dual_grained import DualGrained
@@ -38,6 +39,11 @@ def decoder(kind: str, rows: int, columns: int, bits: int = 3, group: int = 16) 
         zeros = {width: torch.randint(0, 2**bits, (rows, g), dtype=torch.uint8) for width in (2, bits)}
         ratios = {width: torch.randint(90, 160, (rows, g), dtype=torch.uint8) for width in zeros if width < bits}
         return NestedAffine(bits, group, tuple(range(2, bits + 1)), scales[:, :, 0].contiguous(), zeros, ratios)
+    if kind == "blocked":  # as GGUF's K types: three groups to a block
+        b = -(-columns // (3 * group))
+        steps = [torch.randint(-63, 64, (rows, g), dtype=torch.int8) for _ in range(2)]
+        scale, offset = ((torch.rand(rows, b) + 0.1).half() for _ in range(2))
+        return Blocked(bits, group, 3 * group, scale, steps[0], offset, steps[1])
     return Floating.fit(weight, FloatType(2, bits - 3), group)
 
 

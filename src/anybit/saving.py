@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from anybit.checkpoint.canary import CANARY, echoes, write_canary
 from anybit.checkpoint.layout import INDEX
 from anybit.checkpoint.ledger import Ledger, tensor_sha256
-from anybit.checkpoint.partial import write_json
+from anybit.checkpoint.partial import beside, write_json
 from anybit.errors import FormatError, InputError
 from anybit.layers.linear import Terms
 
@@ -39,7 +39,7 @@ def save(model: PreTrainedModel, directory: str | Path, tokenizer: PreTrainedTok
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if not hasattr(quantizer, "ledger"):
         raise InputError(f"this {type(model).__name__} is not quantized by anybit; use its save_pretrained")
-    unfinished = out.with_name(out.name + ".saving")
+    unfinished = beside(out, ".saving")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         model.save_pretrained(unfinished)

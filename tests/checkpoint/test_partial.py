@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from anybit.checkpoint import partial as module
 from anybit.checkpoint.ledger import Ledger
 from anybit.checkpoint.partial import Partial, differences, write_json, write_shard
 from anybit.errors import InputError, PromiseError
+from anybit.integrations.exchange.place import written_whole
 
 JOB = {"model": {"sha": "a"}, "data": {"seed": 0, "names": ("x",)}}
 OTHER = {"model": {"sha": "a"}, "data": {"seed": 1, "names": ("x",)}}
@@ -19,6 +21,15 @@ OTHER = {"model": {"sha": "a"}, "data": {"seed": 1, "names": ("x",)}}
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "somewhere/.."])
+def test_a_directory_needs_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in (lambda: Partial(Path(name)), lambda: written_whole(Path(name), True, True).__enter__()):
+        with pytest.raises(InputError, match="no name of its own"):
+            place()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fresh_start_leaves_out_alone(out):

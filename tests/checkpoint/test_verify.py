@@ -36,6 +36,24 @@ def test_a_good_checkpoint_gives_its_ledger(good):
     assert verify(good) == Ledger.read(good)
 
 
+@pytest.mark.parametrize("file", ["../own2/" + SHARD, "/etc/hostname", "x" * 5000, 5, None])
+def test_an_index_names_files_beside_it_only(own, file):
+    shutil.copytree(own, own.with_name("own2"))
+    index = own / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    found["weight_map"][f"{LAYER}.weight"] = file
+    index.write_text(json.dumps(found))
+    with pytest.raises(FormatError, match="not there"):
+        verify(own)
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, "null", "\xff"])
+def test_a_config_that_is_no_object(own, text):
+    (own / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FormatError, match=r"not JSON|no quantization at all"):
+        verify(own)
+
+
 def change(directory, name, new):
     state = load_file(directory / SHARD)
     state[name] = new(state[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -29,6 +30,10 @@ def raiser(error: BaseException):
         (AnybitError("x"), 1),
         (KeyboardInterrupt(), 130),
         (ZeroDivisionError("x"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2),
+        (OSError(errno.EIO, "Input/output error", "x"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1),
     ],
 )
 def test_exit_codes(error, code, capsys):

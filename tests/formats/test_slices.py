@@ -31,6 +31,23 @@ def test_rows_and_columns_cut_together_give_the_corner(kind):
     assert torch.equal(corner.dense(), term.dense()[4:8, 48:])
 
 
+@pytest.mark.parametrize("cut", [(0, 48), (48, 96), (96, 192), (48, 192)])
+def test_scales_of_blocks_are_cut_at_blocks(cut):
+    term = code_term("blocked", N, 2 * K)
+    piece = column_slice(term, *cut)
+    assert torch.equal(piece.dense(), term.dense()[:, slice(*cut)])
+    form, tensors = save_terms([piece], piece.shape)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == tensor_specs(form)
+    assert torch.equal(stacked([[piece], [piece]])[0].dense(), torch.cat([piece.dense()] * 2))
+
+
+def test_a_cut_inside_a_block_is_refused_and_inside_the_only_block_is_not():
+    with pytest.raises(FormatError, match="whole groups of 48"):
+        column_slice(code_term("blocked", N, 2 * K), 16, 192)
+    only = code_term("blocked", N, 48)
+    assert torch.equal(column_slice(only, 16, 48).dense(), only.dense()[:, 16:])
+
+
 def test_one_group_a_row_stays_one_group():
     term = code_term("affine-symmetric", N, K, group=K)
     piece = column_slice(term, 48, 96)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 
 import anybit
-from anybit.errors import InputError
+from anybit.errors import FormatError, InputError
+from anybit.formats.terms import dense, load_terms
+from anybit.integrations.compressed_tensors.read import Reader
+from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.packing import pack_words
 from exchange_case import alter, alter_config, config_of, same_values, tensors_of, values_of
 from tiny_checkpoints import quantize_tiny
@@ -149,6 +153,17 @@ HOSTILE = {
     "group of 0": (lambda d: _weights(d, group_size=0), "with group_size 0"),
     "group of text": (lambda d: _weights(d, group_size="32"), "with group_size 32"),
     "by block": (lambda d: _weights(d, strategy="block"), "by 'block'"),
+    "targets of a word": (lambda d: _targets(d, "Linear"), "without a list of targets"),
+    "targets of a number": (lambda d: _targets(d, 5), "without a list of targets"),
+    "a regex too deep": (lambda d: _targets(d, ["re:" + "(" * 5000 + ")" * 5000]), "no regular expression"),
+    "a repetition too large": (lambda d: _targets(d, ["re:a{99999999999}"]), "no regular expression"),
+    "a format of one group": (lambda d: _whole_group(d, format="naive-quantized"), "'naive-quantized' are not read"),
+    "floats in words": (lambda d: _weights(d, type="float"), "type is 'float'"),
+    "symmetry in text": (lambda d: _weights(d, symmetric="false"), "symmetric is 'false'"),
+    "inputs of a word": (lambda d: _whole_group(d, input_activations="int8"), "num_bits is None"),
+    "inputs in groups of text": (lambda d: _inputs(d, strategy="group", group_size="x"), "group_size is 'x'"),
+    "inputs in groups of a trillion": (lambda d: _inputs(d, strategy="group", group_size=10**12), "group_size is 1000"),
+    "another shape": (lambda d: alter(d, f"{UP}.weight_shape", lambda t: t - 1), "weight_shape is not the"),
     "unknown format": (lambda d: alter_config(d, format="nvfp4-pack-quantized"), "format is 'nvfp4"),
 }
 
@@ -159,6 +174,15 @@ def _group(directory):
 
 def _targets(directory, targets):
     alter_config(directory, config_groups={"group_0": _group(directory) | {"targets": targets}})
+
+
+def _whole_group(directory, **changes):
+    alter_config(directory, config_groups={"group_0": _group(directory) | {"targets": ["Linear"]} | changes})
+
+
+def _inputs(directory, **changes):
+    tokens = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+    _whole_group(directory, input_activations=tokens | changes)
 
 
 def _weights(directory, **changes):
@@ -184,6 +208,42 @@ def test_hostile_files_are_one_clear_error(how, asymmetric, tmp_path):
     with pytest.raises(InputError, match=message):
         anybit.import_checkpoint(tmp_path / "in", out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_zero_points_that_are_no_codes_are_refused():
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "channel"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    reader = Reader({"format": "int-quantized", "config_groups": groups}, Account("anybit", False))
+    codes, zero = torch.ones(2, 8, dtype=torch.int8), torch.tensor([[100], [0]], dtype=torch.int8)
+    tensors = {"weight": codes, "weight_scale": torch.ones(2, 1), "weight_zero_point": zero}
+    with pytest.raises(FormatError, match="zero points that do not fit 4 bits"):
+        reader.layer("x", (2, 8), tensors)
+    form, found = reader.layer("x", (2, 8), tensors | {"weight_zero_point": zero.clamp(-8, 7)})
+    assert dense(load_terms(form, found)).tolist() == [[-6.0] * 8, [1.0] * 8]
+
+
+def test_quantized_outputs_are_a_loss():
+    group = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 8, "strategy": "channel"},
+        "output_activations": {"num_bits": 8},
+    }
+    reader = Reader({"format": "int-quantized", "config_groups": {"group_0": group}}, Account("anybit", False))
+    tensors = {"weight": torch.ones(2, 8, dtype=torch.int8), "weight_scale": torch.ones(2, 1)}
+    with pytest.raises(InputError, match="quantized outputs"):
+        reader.layer("x", (2, 8), tensors)
+
+
+def test_a_late_block_that_rounds_its_input_is_allowed_to_move(tmp_path):
+    source = quantize_tiny("llama", tmp_path, recipe="smoothquant-w8a8")
+    anybit.export(source, to="compressed-tensors", out=tmp_path / "ct")
+    group = _group(tmp_path / "ct")
+    first = group | {"targets": [r"re:model\.layers\.0\."], "input_activations": None}
+    alter_config(tmp_path / "ct", config_groups={"group_0": first, "group_1": group | {"targets": ["Linear"]}})
+    anybit.import_checkpoint(tmp_path / "ct", out=tmp_path / "back")
+    inputs = ["activations" in config_of(tmp_path / "back")["layers"][UP.replace("0", each)] for each in "01"]
+    assert inputs == [False, True]
+    assert json.loads((tmp_path / "back" / "canary.json").read_text())["allowed"] > 0
 
 
 def test_scales_beyond_float16_are_a_loss(asymmetric, tmp_path):

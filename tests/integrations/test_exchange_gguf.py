@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import gguf
 import numpy as np
@@ -176,6 +177,30 @@ def _overwrite(path, at, data):
     path.write_bytes(content)
 
 
+def _put(path, key, value):
+    reader = gguf.GGUFReader(path, "r+")
+    architecture = reader.get_field("general.architecture").contents()
+    reader.get_field(f"{architecture}.{key}").parts[-1][0] = value
+    reader.data.flush()
+
+
+def test_scaled_rotary_frequencies_are_refused(pair, tmp_path):
+    """Two keys of 64 bytes in front of the others: where tensors begin stays aligned."""
+    data, architecture = (
+        pair[1].read_bytes(),
+        b"qwen2" if "qwen2" in str(pair[1]) else b"qwen3" if "qwen3" in str(pair[1]) else b"llama",
+    )
+    key = architecture + b".rope.scaling.type"
+    text = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, 6) + b"linear"
+    filler = struct.pack("<Q", 2) + b"zz" + struct.pack("<IB", 0, 7)
+    count = int.from_bytes(data[16:24], "little") + 2
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "model.gguf"
+    path.write_bytes(data[:16] + count.to_bytes(8, "little") + text + filler + data[24:])
+    with pytest.raises(InputError, match=r"rotary frequencies \(linear\)"):
+        anybit.import_checkpoint(path, out=tmp_path / "out")
+
+
 HOSTILE = {
     "empty": lambda p: p.write_bytes(b""),
     "not GGUF": lambda p: _overwrite(p, 0, b"PK"),
@@ -184,6 +209,9 @@ HOSTILE = {
     "a trillion keys": lambda p: _overwrite(p, 16, (10**12).to_bytes(8, "little")),
     "noise for keys": lambda p: _overwrite(p, 24, b"\xff" * 64),
     "half of it": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "a trillion blocks": lambda p: _put(p, "block_count", 2**31),
+    "a head of 2^31": lambda p: _put(p, "attention.key_length", 2**31),
+    "rows that are no pairs": lambda p: _put(p, "attention.head_count", 3),
     "NaN everywhere": lambda p: _overwrite(p, p.stat().st_size - 20000, b"\xff\x7e" * 10000),
 }
 

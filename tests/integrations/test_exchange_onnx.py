@@ -12,7 +12,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 import anybit  # noqa: E402
 from anybit.integrations.exchange.account import Account  # noqa: E402
 from anybit.integrations.exchange.grid import Grid  # noqa: E402
-from anybit.integrations.onnx.layers import PackedLinear  # noqa: E402
+from anybit.integrations.onnx.layers import PackedEmbedding, PackedLinear  # noqa: E402
 from tiny_checkpoints import quantize_tiny  # noqa: E402
 
 LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 16
@@ -58,6 +58,15 @@ def test_onnxruntime_answers_as_we_do(which, tmp_path):
         assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     used = {node.op_type for node in onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph.node}
     assert "MatMulNBits" in used
+
+
+@pytest.mark.parametrize("size", [40, 24, 16])
+def test_embedded_rows_are_those_of_the_grid(size):
+    codes = torch.arange(6 * 40, dtype=torch.uint8).reshape(6, 40) % 16
+    table = (6, -(-40 // size))
+    found = Grid(4, size, codes, torch.rand(table) + 0.1, torch.randint(0, 16, table).float())
+    ids = torch.tensor([[5, 0], [2, 2]])
+    assert torch.equal(PackedEmbedding(found, 0.5)(ids), found.values()[ids] * 0.5)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

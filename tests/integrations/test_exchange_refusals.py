@@ -6,11 +6,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import anybit
 from anybit.cli.app import app
 from anybit.cli.errors import run
 from anybit.errors import FormatError, InputError
+from anybit.integrations.exchange.checkpoint import Checkpoint
 from exchange_case import alter, config_of, same_values, tensors_of, values_of
 from tiny_checkpoints import quantize_tiny
 
@@ -60,6 +62,16 @@ def test_an_output_in_use_is_left_alone(source, tmp_path):
     assert not (tmp_path / "out" / "mine").exists()
     with pytest.raises(InputError, match="not empty"):
         anybit.import_checkpoint(tmp_path / "out", out=tmp_path / "out")
+
+
+def test_an_older_config_and_a_folder_that_is_no_companion(tmp_path):
+    older = quantize_tiny("llama", tmp_path, half=True)
+    config = json.loads((older / "config.json").read_text())
+    (older / "config.json").write_text(json.dumps({**config, "torch_dtype": config.pop("dtype")}))
+    (older / "tokenizer_extra").mkdir()
+    assert Checkpoint(older).dtype == torch.bfloat16
+    anybit.export(older, to="gptq", out=tmp_path / "exported")
+    assert (tmp_path / "exported" / "tokenizer.json").is_file()
 
 
 def test_a_damaged_source_writes_nothing(source, tmp_path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import anybit
-from anybit.errors import InputError
+from anybit.errors import FormatError, InputError
+from anybit.formats.terms import dense, load_terms
+from anybit.integrations import gptq
+from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.packing import pack_words, unpack_words
 from exchange_case import alter, alter_config, config_of, same_values, tensors_of, values_of
 from tiny_checkpoints import quantize_tiny
@@ -148,7 +153,36 @@ HOSTILE = {
     "not JSON": (lambda d: (d / "config.json").write_text("{"), "is not JSON"),
     "a list": (lambda d: (d / "config.json").write_text("[]"), "holds no JSON object"),
     "cut short": (lambda d: _cut(d), "cut short"),
+    "a method of a list": (lambda d: alter_config(d, quant_method=[]), r"'\[\]', which is not read"),
+    "brackets without end": (lambda d: (d / "config.json").write_text("[" * 100_000), "is not JSON"),
+    "infinity": (lambda d: _model(d, attention_dropout=float("inf")), "is not JSON"),
+    "blocks without end": (lambda d: _model(d, num_hidden_layers=10**12), "1000000000000 blocks"),
+    "half a block": (lambda d: _model(d, num_hidden_layers=1.5), "1.5 blocks"),
+    "a width without end": (lambda d: _model(d, hidden_size=10**12), "cannot|can build"),
+    "no heads": (lambda d: _model(d, num_key_value_heads=0), "can build"),
+    "an activation nobody knows": (lambda d: _model(d, hidden_act="wink"), "can build"),
+    "a dtype that is none": (lambda d: _model(d, dtype="nn"), "can build"),
+    "terabytes": (lambda d: _terabytes(d), "more numbers than a weight"),
 }
+
+
+def _model(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _terabytes(directory):
+    """The header of a sparse file claims them."""
+    (file,) = [f for f in directory.glob("*.safetensors") if f"{UP}.qweight" in load_file(f)]
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    end = len(data) - 8 - length
+    header[f"{UP}.qweight"] |= {"shape": [2**38], "data_offsets": [end, end + 2**40]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with file.open("r+b") as stream:
+        stream.truncate(end + 2**40 + len(text) + 8)
 
 
 def _cut(directory):
@@ -164,6 +198,32 @@ def test_hostile_files_are_one_clear_error(how, exported, tmp_path):
     with pytest.raises(InputError, match=message):
         anybit.import_checkpoint(tmp_path / "in", out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def words_of(bits=4, rows=8, columns=32):
+    """A GPTQ layer of one group."""
+    codes = torch.arange(rows * columns).reshape(columns, rows) % 2**bits
+    return {
+        "qweight": pack_words(codes.T.to(torch.uint8), bits).T.contiguous(),
+        "qzeros": pack_words(torch.full((1, rows), 3, dtype=torch.uint8), bits),
+        "scales": torch.ones(1, rows),
+    }
+
+
+def test_a_group_longer_than_the_row_is_the_row():
+    for size in (10**12, 128, 32, -1):
+        reader = gptq.Reader({"bits": 4, "group_size": size}, Account("anybit", False))
+        form, tensors = reader.layer("x", (8, 32), words_of())
+        assert form["terms"][0]["group_size"] == 32
+        assert float(dense(load_terms(form, tensors))[1, 1]) == 9 - 4
+
+
+def test_an_order_that_is_in_no_file_is_refused():
+    reader = gptq.Reader({"bits": 4, "group_size": 16, "desc_act": True}, Account("anybit", False))
+    tensors = words_of() | {"qzeros": torch.zeros(2, 1, dtype=torch.int32), "scales": torch.ones(2, 8)}
+    with pytest.raises(FormatError, match="desc_act"):
+        reader.layer("x", (8, 32), tensors)
+    reader.layer("x", (8, 32), tensors | {"g_idx": torch.arange(32, dtype=torch.int32) // 16})
 
 
 def test_reordered_columns_are_refused(asymmetric, tmp_path):

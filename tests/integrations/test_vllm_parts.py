@@ -218,9 +218,10 @@ def test_what_no_gpu_kernel_multiplies_is_refused_by_name():
     assert not gpu_refusal(plain)
     rotated = Shard(plain.terms, None, {}, [{"op": "hadamard", "sizes": [1, 64]}])
     quantized = part([code_term("affine", N, K)], activations=ACTIVATIONS).finished()
-    dual, many = (part(terms).finished() for terms in ([code_term("dual_grained", N, K)], all_terms()))
-    words = ("hadamard", "quantized activations", "dual_grained", "not one code term")
-    for shard, word in zip((rotated, quantized, dual, many), words, strict=True):
+    dual, blocks = (part([code_term(kind, N, K)]).finished() for kind in ("dual_grained", "blocked"))
+    many, some = part(all_terms()).finished(), part([code_term("affine", N, K, (0, 32))]).finished()
+    words = ("hadamard", "quantized activations", "dual_grained", "blocked", "not one code term", "not one code term")
+    for shard, word in zip((rotated, quantized, dual, blocks, many, some), words, strict=True):
         assert word in gpu_refusal(shard)
         with pytest.raises(KernelUnavailable, match=word):
             multiplier([shard], widths(), torch.device("cuda"), torch.bfloat16)

@@ -212,4 +212,6 @@ def test_nothing_there(tmp_path, monkeypatch):
     assert "not a GGUF file" in _error(tmp_path / "fake.gguf")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(3))
     assert "damaged" in _error(tmp_path / "cut.gguf")
+    (tmp_path / "empty.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    assert "damaged" in _error(tmp_path / "empty.gguf")  # a sound header, and no model
     assert not list((tmp_path / "cache").iterdir())  # failed conversions leave nothing behind

@@ -32,6 +32,13 @@ COMPANIONS = [
 ]
 
 
+def copy_companions(source: Path, target: Path) -> None:
+    """The files of `COMPANIONS` that directory `source` has, into directory `target`."""
+    for pattern in COMPANIONS:
+        for file in sorted(file for file in source.glob(pattern) if file.is_file()):
+            shutil.copyfile(file, target / file.name)
+
+
 def float_tensors(module: nn.Module, prefix: str, quantized: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
     """Every parameter of `module` at `prefix` that is not a quantized weight, by full name, in `dtype`."""
     named = {f"{prefix}.{name}": p for name, p in module.named_parameters()}
@@ -67,9 +74,7 @@ def finish_directory(
     complete = Ledger(tensors=list(rows), float_tensors=kept, **ledger)
     write_json(root / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
     complete.write(root)
-    for pattern in COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            shutil.copyfile(file, root / file.name)
+    copy_companions(source, root)
     config = json.loads((source / "config.json").read_text()) | dict(changes or {})
     config["quantization_config"] = quantization_config(complete.recipe, dict(forms), kv.as_dict() if kv else None)
     write_json(root / "config.json", config)

@@ -36,11 +36,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise FormatError(f"{directory} has no config.json; give a directory that `anybit quantize` wrote")
     try:
         config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise FormatError(
-            f"{path} is not JSON ({error.msg} at line {error.lineno}); restore it or quantize again"
-        ) from None
-    quantization = config.get("quantization_config") or {}
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON ({error}); restore it or quantize again") from None
+    quantization = (config if isinstance(config, dict) else {}).get("quantization_config") or {}
     if quantization.get("quant_method") != METHOD:
         found = quantization.get("quant_method", "no quantization at all")
         raise FormatError(f"{directory} holds {found}, not an anybit checkpoint; quantize it with `anybit quantize`")

@@ -30,7 +30,7 @@ class Partial:
     """`OUT.partial` with its shards, and `state/` with what resuming needs."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.root = out, out.with_name(out.name + ".partial")
+        self.out, self.root = out, beside(out, ".partial")
         self.state = self.root / STATE
 
     def begin(self, identity: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -95,6 +95,13 @@ class Partial:
         else:
             self.root.rename(self.out)
         sync_directory(self.out.parent)
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """`out` with `suffix` on its name. Raises InputError for ".", ".." and "/", which have none to put it on."""
+    if out.name in ("", ".."):
+        raise InputError(f"--out {out} has no name of its own; give the directory by its name")
+    return out.with_name(out.name + suffix)
 
 
 def _same_job(where: Path, recorded: dict[str, Any], identity: dict[str, Any]) -> None:

@@ -52,13 +52,20 @@ def weight_map(directory: Path) -> dict[str, str]:
     """Tensor name to shard file.
 
     Raises:
-        FormatError: the index is missing or damaged.
+        FormatError: the index is missing or damaged, or names what is not in `directory`.
     """
     path = directory / INDEX
     try:
-        return dict(json.loads(path.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = dict(json.loads(path.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{path} is missing or damaged ({error}); restore it or quantize again") from None
+    here = {file.name for file in directory.iterdir()}
+    for name, file in files.items():
+        if not isinstance(file, str) or file not in here:  # gone, or a path that leads elsewhere
+            raise FormatError(
+                f"{path}: '{name}' is in {str(file)[:80]!r}, which is not there; restore it or quantize again"
+            )
+    return files
 
 
 def _read(directory: Path, files: dict[str, str], name: str) -> Tensor:

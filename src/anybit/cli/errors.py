@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,9 @@ from anybit.errors import AnybitError
 
 INTERRUPTED = 130
 """128 + SIGINT, what shells expect from a program stopped with Ctrl-C."""
+
+PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+"""What the system says of a path that a person gave; other failures of the system are looked at as bugs."""
 
 
 def run(command: Callable[[], object]) -> int:
@@ -32,6 +36,10 @@ def run(command: Callable[[], object]) -> int:
         # The reader (`| head`) has what it wanted; without this, Python complains again while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno in PLACES and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}; give a path that may be read or written", 2)
+        return _bug(error)
     except Exception as error:
         return _bug(error)
     code = result if isinstance(result, int) else 0

@@ -71,17 +71,14 @@ def evaluate(
 def score_tasks(directory: Path, names: list[str], baseline: str | None, **options: Any) -> dict[str, Any]:
     """`tasks`: metrics by task of the checkpoint; `baseline_tasks`: of the float model, where one is given."""
     require("lm_eval", "--tasks", "lm-eval")
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # it warns of what is meant here: a model that is loaded already
+    # It warns of what is meant here: a model that is loaded already.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from anybit.integrations.lm_eval import score
 
     found = {"tasks": score(directory, names, **options)}
-    return (
-        found
-        if baseline is None
-        else found | {"baseline_tasks": score(baseline, names, **options | {"precision": None})}
-    )
+    if baseline is not None:
+        found["baseline_tasks"] = score(baseline, names, **options | {"precision": None})
+    return found
 
 
 def show(result: dict[str, Any]) -> None:

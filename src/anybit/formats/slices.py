@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anybit.errors import FormatError
 from anybit.formats.activation import ActivationSpec
-from anybit.formats.decoder import Decoder, Form
+from anybit.formats.decoder import Decoder, Form, groups
 from anybit.formats.terms import DECODERS, CodeTerm, ColumnsTerm, LowRankTerm, Term
 
 
@@ -45,16 +45,21 @@ def column_slice(term: Term, start: int, stop: int) -> Term | None:
 def _cut_decoder(decoder: Decoder, shape: tuple[int, int], start: int, stop: int) -> Decoder:
     """The decoder of columns start..stop-1. Which axis of a table runs along the columns is read off the sizes it must have."""
     form, width = decoder.form(), stop - start
-    group = form.get("group_size", shape[1])
-    if group < shape[1]:
-        check_groups(group, start, width)
+    group: int = form.get("group_size", shape[1])
+    block: int = form.get("block_size", group)  # groups of groups: some tables have an entry for each of these
+    for size in (group, block):
+        if size < shape[1]:
+            check_groups(size, start, width)
     cut = {**form, "group_size": min(group, width)} if "group_size" in form else form
     before, after = decoder.specs(form, shape), decoder.specs(cut, (shape[0], width))
     tables = {}
     for name, table in decoder.tensors().items():
         old, new = before[name][0], after[name][0]
         axes = [axis for axis, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
-        tables[name] = table.narrow(axes[0], start // group, new[axes[0]]) if axes else table
+        if axes:
+            size = block if old[axes[0]] == groups(shape[1], block) else group
+            table = table.narrow(axes[0], start // size, new[axes[0]])
+        tables[name] = table
     return DECODERS[form["kind"]].restore(cut, tables)
 
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from anybit.calibration.progress import Progress
 from anybit.errors import FormatError
-from anybit.formats.decoder import Form
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
-from anybit.integrations.exchange.foreign import Shape, affine_layer, group_setting, setting, wanted
+from anybit.integrations.exchange.foreign import Shape, Stored, affine_layer, group_setting, setting, wanted
 from anybit.integrations.exchange.packing import pack_words, unpack_words
 from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
@@ -87,7 +86,7 @@ class Reader:
         if version != "gemm":
             raise FormatError(f"AWQ version '{version}' is not read; gemm is")
 
-    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Stored:
         """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
         rows, columns = shape
         size = group_setting(self._config, columns)

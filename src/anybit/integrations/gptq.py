@@ -22,7 +22,7 @@ from anybit.formats.decoder import Form
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer
 from anybit.integrations.exchange.directory import write_directory
-from anybit.integrations.exchange.foreign import Shape, affine_layer, group_setting, setting, wanted
+from anybit.integrations.exchange.foreign import Shape, Stored, affine_layer, group_setting, setting, wanted
 from anybit.integrations.exchange.packing import WORD, pack_words, unpack_words, words
 from anybit.integrations.exchange.rules import check_layer, lose_cache, uniform_linears
 
@@ -92,7 +92,7 @@ class Reader:
         self.offset = 0 if found == "gptq_v2" else 1
         self.format = f"GPTQ version {2 - self.offset}"
 
-    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Form, dict[str, Tensor]]:
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Stored:
         """`tensors` are those of `names` that the files have. Raises FormatError for shapes that do not fit."""
         rows, columns = shape
         size = group_setting(self._config, columns)
@@ -100,8 +100,10 @@ class Reader:
         packed = wanted(tensors, "qweight", name, torch.int32, (words(columns, self.bits), rows))
         packed_zeros = wanted(tensors, "qzeros", name, torch.int32, (count, words(rows, self.bits)))
         scale = wanted(tensors, "scales", name, None, (count, rows))
-        order = tensors.get("g_idx")
-        if order is not None and not torch.equal(order.long(), torch.arange(columns) // size):
+        in_turn = torch.arange(columns) // size
+        # Without g_idx they are in turn, unless the settings say otherwise: which they are is then nowhere.
+        order = tensors.get("g_idx", torch.empty(0) if self._config.get("desc_act") and count > 1 else in_turn)
+        if not torch.equal(order.long(), in_turn):
             raise FormatError(
                 f"{name}: columns were quantized in another order (desc_act), which an anybit layer has no word for; "
                 "take a checkpoint made with desc_act false"

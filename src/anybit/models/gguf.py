@@ -16,6 +16,9 @@ from transformers.utils import logging
 
 from anybit.cache import build_once, sampled_sha256
 from anybit.errors import InputError
+from anybit.models.gguf_header import check_header
+
+UNREADABLE = "cannot read this GGUF file, it is damaged or unknown here"
 
 
 def gguf_key(path: Path) -> str:
@@ -39,7 +42,7 @@ def converted(path: Path) -> Path:
 
 
 def check_gguf(path: Path) -> None:
-    """Raises InputError unless `path` is a file that starts like GGUF version 2 or 3."""
+    """Raises InputError unless `path` is a file that starts like GGUF version 2 or 3, with a header that fits into it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -49,25 +52,36 @@ def check_gguf(path: Path) -> None:
     version = struct.unpack("<I", head[4:])[0]
     if version not in (2, 3):
         raise InputError(f"{path}: GGUF version {version}; versions 2 and 3 are read, convert it with llama.cpp")
+    check_header(path)
 
 
 def load_gguf(path: Path) -> tuple[Any, Any]:
     """(model, tokenizer): dequantized to float32, whole in memory. Raises InputError for what cannot be read."""
     folder, name = str(path.parent), path.name
+    with parsing(path, UNREADABLE):
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
+        )
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def parsing(path: Path, failure: str) -> Iterator[None]:
+    """For parsers that raise whatever a wrong byte leads to (KeyError, struct.error, ...): quiet, and InputError `failure` with
+    the reason."""
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                gguf_file=name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                trust_remote_code=False,
-            )
-    except Exception as error:  # the parsers raise whatever a wrong byte leads to: KeyError, struct.error, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot read this GGUF file, it is damaged or unknown here ({reason})") from error
-    return model.eval(), tokenizer
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: {failure} ({type(error).__name__}: {reason})") from error
 
 
 @contextmanager

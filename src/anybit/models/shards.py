@@ -35,6 +35,9 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _MAX_HEADER = 100_000_000
+_MAX_SIZE = 1 << 50
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What parsing JSON, and looking for things where they are not, raises."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,15 @@ def _shard_files(directory: Path) -> tuple[Path, ...]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except _DAMAGED as error:
             raise InputError(f"{index}: not a safetensors index ({error}); download it again") from error
+        here = {file.name for file in directory.iterdir()}
+        for name in names:
+            if name not in here:  # gone, or a path that leads elsewhere
+                raise InputError(
+                    f"{directory}: shard {str(name)[:80]!r} named by the index is missing; download it again"
+                )
         files = tuple(directory / name for name in names)
     elif (directory / "model.safetensors").is_file():
         files = (directory / "model.safetensors",)
@@ -96,7 +105,7 @@ def _shard_files(directory: Path) -> tuple[Path, ...]:
         files = tuple(sorted(directory.glob("*.safetensors")))
     for file in files:
         if not file.is_file():
-            raise InputError(f"{directory}: shard {file.name} named by the index is missing; download it again")
+            raise InputError(f"{directory}: {file.name}, named by the index as a shard, is no file; download it again")
     if not files:
         raise InputError(_nothing_to_read(directory))
     return files
@@ -124,16 +133,19 @@ def _read_header(file: Path) -> dict[str, Entry]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         return {name: _entry(file, 8 + length, size, name, row) for name, row in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{file}: corrupt safetensors header ({error}); download it again") from error
 
 
 def _entry(file: Path, base: int, size: int, name: str, row: dict[str, Any]) -> Entry:
     if row["dtype"] not in _DTYPES:
         raise InputError(f"{file}: tensor {name} has dtype {row['dtype']}; known: {', '.join(_DTYPES)}")
-    dtype, shape = _DTYPES[row["dtype"]], tuple(int(n) for n in row["shape"])
+    dtype, shape = _DTYPES[row["dtype"]], tuple(row["shape"])
     start, end = row["data_offsets"]
-    if min(shape, default=0) < 0 or start < 0 or end - start != math.prod(shape) * dtype.itemsize:
+    whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    if not whole or math.prod(n or 1 for n in shape) > _MAX_SIZE:
+        raise InputError(f"{file}: tensor {name} has shape {list(shape)} at {[start, end]}; download it again")
+    if end - start != math.prod(shape) * dtype.itemsize:
         raise InputError(f"{file}: tensor {name} has {end - start} bytes for shape {list(shape)} {row['dtype']}")
     if base + end > size:
         raise InputError(f"{file}: cut short, {size} bytes but tensor {name} ends at {base + end}; download it again")

@@ -22,17 +22,18 @@ def empty_model(config: PretrainedConfig) -> nn.Module:
     """The causal language model of `config`: float32, eval, parameters on meta, tied parameters still shared.
 
     The hook is torch-wide: build one skeleton at a time and no other module meanwhile.
-    Raises InputError when transformers has no such architecture (code from a checkpoint is never run).
+    Raises InputError when transformers has no such architecture (code from a checkpoint is never run), or cannot build it with
+    these numbers.
     """
-    config = copy.deepcopy(config)  # from_config writes the dtype into it
     hook: Any = _to_meta  # torch annotates the hook as returning None, and documents the replacement it may return
     handle = register_module_parameter_registration_hook(hook)
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        own = copy.deepcopy(config)  # from_config writes the dtype into it
+        model = AutoModelForCausalLM.from_config(own, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # model classes raise whatever a wrong number in their config leads to
+        reason = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"{config.model_type}: not a causal language model transformers can build: {reason}"
+            f"{config.model_type}: not a causal language model transformers can build ({type(error).__name__}: {reason})"
         ) from error
     finally:
         handle.remove()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from anybit.errors import FormatError
 from anybit.formats.activation import FloatActivations, IntActivations
 from anybit.formats.decoder import Form
 from anybit.integrations.exchange.account import Account
+from anybit.integrations.exchange.foreign import setting
 
 PACKED, INTEGER, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 MIXED = "mixed-precision"
@@ -69,22 +69,21 @@ def _inputs(name: str, form: Form, account: Account) -> Scheme | None:
     return {**common, "dynamic": not spec["static"], **strategy}
 
 
-def activations(name: str, inputs: Mapping[str, Any] | None) -> Scheme | None:
-    """`form["activations"]` of a scheme's `input_activations`. Raises FormatError for what anybit has no word for."""
+def activations(name: str, inputs: Any, columns: int) -> Scheme | None:
+    """`form["activations"]` of `input_activations`, for a layer with so many columns. Raises FormatError for what anybit
+    has no word for."""
     if inputs is None:
         return None
-    strategy, static = inputs.get("strategy"), not inputs.get("dynamic", False)
-    kind, symmetric = inputs.get("type"), inputs.get("symmetric", True)
+    found = {"type": "int", "symmetric": True, "dynamic": False} | (inputs if isinstance(inputs, dict) else {})
+    strategy, static = found.get("strategy"), not setting(found, "dynamic", bool)
+    symmetric, kind = setting(found, "symmetric", bool), setting(found, "type", str, among=("int", "float"))
+    bits = setting(found, "num_bits", int, among=(8,) if kind == "float" else range(2, 9))
     fits = (strategy, static) in (("token", False), ("group", False), ("tensor", True)) and (symmetric or not static)
-    if not fits or kind not in ("int", "float") or inputs.get("num_bits") not in range(2, 9):
-        raise FormatError(f"{name}: input_activations {dict(inputs)} are not read; per token or static per tensor are")
+    if not fits:
+        raise FormatError(f"{name}: input_activations {inputs!r} are not read; per token or static per tensor are")
     granularity: Scheme = {"granularity": strategy, "static": static}
     if strategy == "group":
-        granularity["group_size"] = int(inputs.get("group_size") or 0)
-        if granularity["group_size"] < 1:
-            raise FormatError(f"{name}: input_activations in groups without a group_size")
+        granularity["group_size"] = setting(found, "group_size", int, among=range(1, columns + 1))
     if kind == "float":
-        if inputs["num_bits"] != 8:
-            raise FormatError(f"{name}: float activations of {inputs['num_bits']} bits are not read, e4m3 is")
         return FloatActivations(**granularity).form()
-    return IntActivations(int(inputs["num_bits"]), symmetric, rounded_zero=not symmetric, **granularity).form()
+    return IntActivations(bits, symmetric, rounded_zero=not symmetric, **granularity).form()

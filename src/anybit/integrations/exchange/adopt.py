@@ -5,7 +5,7 @@ One block in memory at a time: its layers are read, checked, written, and the ca
 
 from __future__ import annotations
 
-import json
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from anybit.blocks import Quantized
 from anybit.calibration.entry import Entry
@@ -68,9 +68,15 @@ def import_checkpoint(
             write_json(source / "config.json", foreign.config)
         ledger = adoption.ledger(str(path), identity)
         finished = finish_directory(partial, source, adoption.shards, ledger, adoption.forms, adoption.rows)
-    facts = {"bits_per_weight": finished.bits_per_weight, "size_bytes": finished.size_bytes}
-    words = {"format": foreign.format, "path": str(out), "lossless": account.lossless, "layers": len(finished.tensors)}
-    return {**words, **facts, "notes": account.lines()}
+    return {
+        "format": foreign.format,
+        "path": str(out),
+        "lossless": account.lossless,
+        "layers": len(finished.tensors),
+        "bits_per_weight": finished.bits_per_weight,
+        "size_bytes": finished.size_bytes,
+        "notes": account.lines(),
+    }
 
 
 @contextmanager
@@ -87,7 +93,8 @@ class Adoption:
 
     def __init__(self, foreign: Foreign, partial: Partial, account: Account) -> None:
         self.foreign, self.partial, self.account = foreign, partial, account
-        self.model = _skeleton(foreign.config)
+        config = _model_config(foreign.config)
+        self.model, self.dtype = _skeleton(config), config.dtype
         self.structure: Structure = find_structure(self.model)
         self.shards = len(self.structure.blocks) + 2
         self.forms: dict[str, Form] = {}
@@ -106,8 +113,7 @@ class Adoption:
         for index, name in enumerate(blocks):
             progress("import blocks", index, len(blocks))
             self._shard(index + 2, [name])
-            if index == 0 and any("activations" in form for form in self.forms.values()):
-                streams += echoes(streams[0], ECHOES)
+            streams = self._with_echoes(streams)
             call = BlockCall(self.model.get_submodule(name), entry.arguments(ids)[index])
             with torch.no_grad():
                 streams = [call.run(hidden) for hidden in streams]
@@ -116,6 +122,7 @@ class Adoption:
         progress("import blocks", len(blocks), len(blocks))
         ends = [structure.final_norm] if structure.final_norm else []
         self._shard(self.shards, ends if structure.tied else [*ends, structure.head])
+        streams = self._with_echoes(streams)
         answer, *echoed = [entry.logits(ids, hidden)[-1] for hidden in streams]
         if not bool(answer.isfinite().all()):
             raise InputError(
@@ -132,9 +139,14 @@ class Adoption:
         kept_weights, kept_bytes = (sum(sizes[i] for sizes in self.kept.values()) for i in (0, 1))
         weights = kept_weights + sum(form["shape"][0] * form["shape"][1] for form in self.forms.values())
         size = kept_bytes + sum(stored_bits(form) for form in self.forms.values()) // 8
-        dtype = getattr(torch, str(self.foreign.config.get("dtype", "float32")), torch.float32)
+        dtype = self.dtype if isinstance(self.dtype, torch.dtype) else torch.float32
         sizes = {"size_bytes": size, "float_bytes": weights * dtype.itemsize, "bits_per_weight": 8 * size / weights}
         return {"model": model, "recipe": f"imported from {self.foreign.format}", "identity": identity, **sizes}
+
+    def _with_echoes(self, streams: list[Tensor]) -> list[Tensor]:
+        """From the first layer on that rounds its input, be it in a late block."""
+        rounds = any("activations" in form for form in self.forms.values())
+        return [*streams, *echoes(streams[0], ECHOES)] if rounds and len(streams) == 1 else streams
 
     def _tie(self) -> None:
         embedding, head = self.structure.embedding, self.structure.head
@@ -158,10 +170,10 @@ class Adoption:
     def _codes(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a linear or embedding that holds codes; our layer stands in its place then."""
         rows, columns = module.get_parameter("weight").shape
-        part = self.foreign.layer(name, (rows, columns))
-        if part is None:
+        stored = self.foreign.layer(name, (rows, columns))
+        if stored is None:
             return {}
-        form, tensors = part
+        form, tensors = stored
         notes = [f"imported from {self.foreign.format}: codes and scales as they were"]
         facts = {"calibration_tokens": 0, "error": 0.0, "kernel": kernel_name(form, 1), "notes": notes}
         try:
@@ -202,15 +214,18 @@ class Adoption:
         return value
 
 
-def _skeleton(config: dict[str, Any]) -> nn.Module:
-    """The model of `config`, without weights. Raises InputError for kinds of modules that anybit stores under other names."""
-    kind = str(config.get("model_type"))
+def _model_config(config: dict[str, Any]) -> PretrainedConfig:
+    """As transformers reads it. Raises InputError for what it cannot."""
     try:
-        found = AutoConfig.for_model(**json.loads(json.dumps(config)))
+        return AutoConfig.for_model(**copy.deepcopy(config))
     except Exception as error:  # config classes validate with their own exceptions
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"config.json: not a model this transformers can read ({reason})") from error
-    model = empty_model(found)
+
+
+def _skeleton(config: PretrainedConfig) -> nn.Module:
+    """The model of `config`, without weights. Raises InputError for kinds of modules that anybit stores under other names."""
+    kind, model = config.model_type, empty_model(config)
     before = {name for name, _ in model.named_parameters()}
     if conv1d_weights(model):
         raise InputError(f"{kind}: its linears are Conv1D, transposed; only nn.Linear layers are imported")

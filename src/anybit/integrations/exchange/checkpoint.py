@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from anybit.checkpoint.layout import read_config
 from anybit.checkpoint.verify import verify, weight_map
@@ -109,10 +109,26 @@ class Checkpoint:
         return weight_map(self.directory)
 
     @cached_property
+    def model_config(self) -> PretrainedConfig:
+        """config.json as transformers reads it. Raises InputError for what it cannot."""
+        try:
+            return AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+        except Exception as error:  # config classes validate with their own exceptions
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"{self.directory}/config.json: not a model this transformers can read ({reason})"
+            ) from error
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the checkpoint keeps in float; its config has it as `dtype` or, when it is older, as `torch_dtype`."""
+        found = self.model_config.dtype
+        return found if found in (torch.bfloat16, torch.float16) else torch.float32
+
+    @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """The model of config.json as transformers builds it, without weights, by module name."""
-        config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
-        return dict(empty_model(config).named_modules())
+        """The model as transformers builds it, without weights, by module name."""
+        return dict(empty_model(self.model_config).named_modules())
 
     def linears(self) -> list[str]:
         """Names of all nn.Linear but the head."""

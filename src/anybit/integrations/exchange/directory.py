@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from anybit.calibration.progress import Progress
-from anybit.checkpoint.finish import COMPANIONS
+from anybit.checkpoint.finish import copy_companions
 from anybit.checkpoint.layout import INDEX, shard_name
 from anybit.checkpoint.partial import write_json, write_shard
 from anybit.integrations.exchange.account import Account
@@ -55,19 +53,11 @@ def write_directory(
     write_json(root / "config.json", source.config | {"quantization_config": dict(quantization)})
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """The files that a tokenizer and a chat need."""
-    for pattern in COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            shutil.copyfile(file, target / file.name)
-
-
 def dequantized(layer: Layer, source: Checkpoint, account: Account) -> Tensor:
     """The layer's values in the checkpoint's float dtype if that is exact, else in float32."""
     if "activations" in layer.form or "inputs" in layer.form:
         raise account.refuse("a float layer that quantizes or rotates its input", layer.name)
-    dtype = getattr(torch, str(source.config.get("dtype")), torch.float32)
-    values = exact_float(layer.values(), dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32)
+    values = exact_float(layer.values(), source.dtype)
     account.note(
         f"{layer.name} is written as {str(values.dtype).removeprefix('torch.')}, value by value the same: "
         f"{account.format} keeps embeddings and heads in float"

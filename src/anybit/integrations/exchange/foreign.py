@@ -15,6 +15,8 @@ from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.exchange.account import Account
 
 Shape = tuple[int, int]
+Stored = tuple[Form, dict[str, Tensor]]
+"""A layer as `save_terms` writes it."""
 Value = TypeVar("Value", int, str, bool)
 
 
@@ -22,17 +24,26 @@ def setting(config: Mapping[str, Any], key: str, kind: type[Value], among: Seque
     """`config[key]`. Raises FormatError when it is missing, of another type or not `among` those that are read."""
     found = config.get(key)
     if type(found) is not kind or (among and found not in among):
-        choices = f" among {', '.join(map(str, among))}" if among else ""
+        choices = f" among {', '.join(map(str, among[:8]))}" if among else ""
         raise FormatError(f"quantization_config.{key} is {found!r}; need {kind.__name__}{choices}")
     return found
 
 
+def check_blocks(count: Any, tensors: int) -> None:
+    """Raise FormatError for a number of blocks that cannot be: each has a tensor, and a model is built block by block."""
+    if type(count) is not int or not 0 < count <= tensors:
+        raise FormatError(
+            f"its configuration says {count!r} blocks, its files hold {tensors} tensors; download it again"
+        )
+
+
 def group_setting(config: Mapping[str, Any], columns: int) -> int:
-    """`group_size` of GPTQ and AWQ for rows of `columns`; -1 and 0 stand for a whole row. Raises FormatError for less."""
+    """`group_size` of GPTQ and AWQ for rows of `columns`; -1, 0 and more than a row stand for a row. Raises FormatError
+    for less."""
     found = setting(config, "group_size", int)
     if found < -1:
         raise FormatError(f"quantization_config.group_size is {found}; need -1 or a number of columns")
-    return found if found > 0 else columns
+    return min(found, columns) if found > 0 else columns
 
 
 def wanted(
@@ -52,17 +63,22 @@ def wanted(
 
 
 def affine_layer(
-    name: str, grid: tuple[int, int], codes: Tensor, scale: Tensor, zero: Tensor, account: Account
-) -> tuple[Form, dict[str, Tensor]]:
-    """Form and tensors of value = scale * (code - zero): (bits, group size), codes uint8 [N, K], scale float32 and zero int
+    name: str, sizes: tuple[int, int], codes: Tensor, scale: Tensor, zero: Tensor, account: Account
+) -> Stored:
+    """value = scale * (code - zero) with `sizes` (bits, columns of a group), codes uint8 [N, K], scale float32 and zero int
     [N, G]. The values stay what they are:
 
     A negative scale is turned with its codes, c to 2^b - 1 - c. A scale of 0 becomes 1 with codes at the zero.
+
+    Raises:
+        FormatError: a code or zero that is not 0..2^b - 1. InputError: scales that float16 rounds, and no loss is allowed.
     """
-    bits, size = grid
+    bits, size = sizes
     columns, top = codes.shape[1], 2**bits - 1
+    if int(codes.max()) > top or int(zero.min()) < 0 or int(zero.max()) > top:
+        raise FormatError(f"{name} holds codes or zero points that do not fit {bits} bits")
     negative, empty = scale < 0, scale == 0
-    zero = torch.where(negative, top - zero, zero).clamp(0, top)
+    zero = torch.where(negative, top - zero, zero)
     codes = torch.where(per_column(negative, columns, size), top - codes, codes)
     codes = torch.where(per_column(empty, columns, size), per_column(zero, columns, size).to(torch.uint8), codes)
     half = half_scale(name, torch.where(empty, 1.0, scale.abs()), account)

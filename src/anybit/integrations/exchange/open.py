@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from anybit.errors import InputError
-from anybit.formats.decoder import Form
+from anybit.checkpoint.layout import METHOD
+from anybit.errors import FormatError, InputError
 from anybit.integrations import awq, gptq
 from anybit.integrations.compressed_tensors import read as compressed_tensors
 from anybit.integrations.exchange.account import Account
-from anybit.integrations.exchange.foreign import Shape
+from anybit.integrations.exchange.foreign import Shape, Stored, check_blocks
 from anybit.models.shards import Shards
-
-Part = tuple[Form, dict[str, Tensor]]
 
 
 class Foreign(Protocol):
@@ -34,7 +33,7 @@ class Foreign(Protocol):
         """As transformers writes config.json, without quantization_config."""
         ...
 
-    def layer(self, name: str, shape: Shape) -> Part | None:
+    def layer(self, name: str, shape: Shape) -> Stored | None:
         """Form and tensors of a linear or embedding [N, K]; None where it holds floats."""
         ...
 
@@ -64,12 +63,14 @@ class LayerReader(Protocol):
         """For people."""
         ...
 
-    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Part:
+    def layer(self, name: str, shape: Shape, tensors: Mapping[str, Tensor]) -> Stored:
         """A layer of ours."""
         ...
 
 
-READERS: dict[str, Any] = {
+BLOCKS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
+"""What model families call the number of their blocks."""
+READERS: dict[str, Callable[[Mapping[str, Any], Account], LayerReader]] = {
     "gptq": gptq.Reader,
     "awq": awq.Reader,
     "compressed-tensors": compressed_tensors.Reader,
@@ -92,24 +93,31 @@ def open_foreign(path: Path, account: Account) -> Foreign:
         quantization = {"quant_method": "gptq", **_read_json(path / "quantize_config.json")}
     if not isinstance(quantization, dict):
         raise InputError(f"{path}: not quantized; give it to `anybit quantize` instead")
-    method = quantization.get("quant_method")
-    if method == "anybit":
+    method = str(quantization.get("quant_method"))
+    if method == METHOD:
         raise InputError(f"{path}: an anybit checkpoint already; use it as it is")
     if method not in READERS:
         raise InputError(f"{path}: quantized with '{method}', which is not read; these are: {', '.join(READERS)}, gguf")
-    return Directory(path, config, READERS[method](quantization, account))
+    reader, shards = READERS[method](quantization, account), Shards(path)
+    for key in BLOCKS & config.keys():
+        check_blocks(config[key], len(shards.entries))
+    return Directory(path, config, reader, shards)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent}: no {path.name}; give a Hugging Face directory or a .gguf file")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object; download it again")
     return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 @dataclass(frozen=True)
@@ -119,34 +127,34 @@ class Directory:
     path: Path
     config: dict[str, Any]
     reader: LayerReader
-
-    def __post_init__(self) -> None:
-        """Reads the headers of all shards."""
-        object.__setattr__(self, "shards", Shards(self.path))
+    shards: Shards
 
     @property
     def format(self) -> str:
         """The reader's."""
         return self.reader.format
 
-    def layer(self, name: str, shape: Shape) -> Part | None:
+    def layer(self, name: str, shape: Shape) -> Stored | None:
         """See `Foreign`."""
-        found = [key for key in self.reader.names if f"{name}.{key}" in self._entries]
+        found = [key for key in self.reader.names if f"{name}.{key}" in self.shards.entries]
         if found == ["weight"] or not found:
             return None
-        return self.reader.layer(name, shape, {key: self._shards.read(f"{name}.{key}") for key in found})
+        most = max(math.prod(shape), 2)  # 2: the weight's shape is a tensor too
+        for key in found:  # before any is read: a header may claim terabytes of a sparse file
+            if math.prod(self.shards.entries[f"{name}.{key}"].shape) > most:
+                raise FormatError(f"{name}.{key} holds more numbers than a weight {list(shape)}; download it again")
+        return self.reader.layer(name, shape, {key: self.shards.read(f"{name}.{key}") for key in found})
 
     def floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """See `Foreign`."""
-        if name not in self._entries:
+        if name not in self.shards.entries:
             raise InputError(
                 f"{self.path}: {name} is in no shard; config.json describes another model, or a shard is gone"
             )
-        if self._entries[name].shape != shape:
-            raise InputError(
-                f"{self.path}: {name} is {list(self._entries[name].shape)}, config.json wants {list(shape)}"
-            )
-        return self._shards.read(name)
+        found = self.shards.entries[name].shape
+        if found != shape:
+            raise InputError(f"{self.path}: {name} is {list(found)}, config.json wants {list(shape)}")
+        return self.shards.read(name)
 
     def companions(self, folder: Path) -> Path:
         """Itself."""
@@ -154,13 +162,4 @@ class Directory:
 
     def identity(self) -> dict[str, Any]:
         """Sizes and hashes of its shards."""
-        return {"format": self.format, "shards": self._shards.identity()}
-
-    @property
-    def _shards(self) -> Shards:
-        shards: Shards = self.__dict__["shards"]
-        return shards
-
-    @property
-    def _entries(self) -> Mapping[str, Any]:
-        return self._shards.entries
+        return {"format": self.format, "shards": self.shards.identity()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anybit.checkpoint.partial import room_on_disk, sync_directory
+from anybit.checkpoint.partial import beside, room_on_disk, sync_directory
 from anybit.errors import InputError
 
 
@@ -19,13 +19,13 @@ def written_whole(out: Path, overwrite: bool, directory: bool) -> Iterator[Path]
         InputError: `out` holds something and `overwrite` was not asked for, or is the wrong kind of thing.
     """
     check_free(out, overwrite, directory)
-    root = out.with_name(out.name + ".exporting")
+    root = beside(out, ".exporting")
     _remove(root)
     try:
         (root if directory else root.parent).mkdir(parents=True, exist_ok=True)
         with room_on_disk(out):
             yield root
-        old = out.with_name(out.name + ".old")
+        old = beside(out, ".old")
         _remove(old)
         if out.exists():
             out.rename(old)

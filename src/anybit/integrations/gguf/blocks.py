@@ -45,92 +45,90 @@ class Unpacked:
     offset_step: Tensor | None = None
 
 
-def fine(grid: Grid) -> Grid | None:
-    """`grid` in groups of 32; None where its groups do not fall on that, or scales are beyond float16."""
+def in_blocks(grid: Grid, size: int) -> Grid | None:
+    """`grid` in groups of `size`; None where its groups do not fall on that, or scales are beyond float16."""
     columns = grid.codes.shape[1]
-    if columns % BLOCK or (grid.group_size % BLOCK and grid.group_size < columns):
+    if columns % size or (grid.group_size % size and grid.group_size < columns):
         return None
-    found = grid.in_groups(BLOCK)
+    found = grid.in_groups(size)
     return found if torch.equal(found.scale.half().float(), found.scale) else None
 
 
-def signed(grid: Grid) -> Tensor | None:
-    """code - zero as int16 [N, K]; None where zeros lie between codes."""
-    zero = grid.zero.repeat_interleave(grid.group_size, 1)[:, : grid.codes.shape[1]]
-    return (grid.codes.short() - zero.short()) if torch.equal(zero.round(), zero) else None
+def around(grid: Grid, size: int, middle: int) -> tuple[Bytes, Bytes] | None:
+    """(scales, codes) of value = scale * (code - middle) with 0 <= code < 2 middle: the bytes of a float16 [N, B, 2] per block
+    of `size` columns, and uint8 [N, K]; None where the grid is not that."""
+    cut = in_blocks(grid, size)
+    if cut is None or not torch.equal(cut.zero.round(), cut.zero):
+        return None
+    found = cut.codes.short() - cut.zero.short().repeat_interleave(size, 1) + middle
+    if int(found.min()) < 0 or int(found.max()) >= 2 * middle:
+        return None
+    return halves(cut.scale), found.numpy().astype(np.uint8)
 
 
 def pack_q4_0(grid: Grid) -> Bytes | None:
     """See above."""
-    cut = fine(grid)
-    found = None if cut is None else signed(cut)
-    if cut is None or found is None or int(found.min()) < -8 or int(found.max()) > 7:
-        return None
-    return _rows([_halves(cut.scale), _nibbles((found + 8).numpy().astype(np.uint8))])
+    found = around(grid, BLOCK, 8)
+    return None if found is None else _rows([found[0], _nibbles(found[1])])
 
 
 def pack_q4_1(grid: Grid, rounded: bool = False) -> Bytes | None:
     """See above; with `rounded` the minimum may be the nearest float16."""
-    cut = fine(grid)
+    cut = in_blocks(grid, BLOCK)
     if cut is None or int(cut.codes.max()) > 15:
         return None
     minimum = -cut.scale * cut.zero
     if not bool(torch.isfinite(minimum.half()).all()) or not (rounded or torch.equal(minimum.half().float(), minimum)):
         return None
-    return _rows([_halves(cut.scale), _halves(minimum), _nibbles(cut.codes.numpy())])
+    return _rows([halves(cut.scale), halves(minimum), _nibbles(cut.codes.numpy())])
 
 
 def pack_q5_0(grid: Grid) -> Bytes | None:
     """See above. Integer zeros make differences of -15..15 of 4-bit codes: it says every 4-bit affine grid."""
-    cut = fine(grid)
-    found = None if cut is None else signed(cut)
-    if cut is None or found is None or int(found.min()) < -16 or int(found.max()) > 15:
+    found = around(grid, BLOCK, 16)
+    if found is None:
         return None
-    codes = (found + 16).numpy().astype(np.uint8)
+    scales, codes = found
     fifth = np.packbits((codes >> 4).reshape(len(codes), -1, BLOCK), axis=2, bitorder="little")
-    return _rows([_halves(cut.scale), fifth, _nibbles(codes & 15)])
+    return _rows([scales, fifth, _nibbles(codes & 15)])
 
 
 def pack_q8_0(grid: Grid) -> Bytes | None:
     """See above."""
-    cut = fine(grid)
-    found = None if cut is None else signed(cut)
-    if cut is None or found is None or int(found.min()) < -128 or int(found.max()) > 127:
-        return None
-    codes = found.numpy().astype(np.int8).view(np.uint8)
-    return _rows([_halves(cut.scale), codes.reshape(len(codes), -1, BLOCK)])
+    found = around(grid, BLOCK, 128)
+    return None if found is None else _rows([found[0], (found[1] ^ 0x80).reshape(len(found[1]), -1, BLOCK)])
 
 
 def unpack_q4_0(data: Bytes) -> Unpacked:
     """Codes 0..15; value = scale * (code - 8)."""
     blocks = data.reshape(len(data), -1, 18)
-    return Unpacked(_from_nibbles(blocks[:, :, 2:]), _floats(blocks, 0))
+    return Unpacked(_from_nibbles(blocks[:, :, 2:]), float_at(blocks, 0))
 
 
 def unpack_q4_1(data: Bytes) -> Unpacked:
     """Codes 0..15; value = scale * code - offset."""
     blocks = data.reshape(len(data), -1, 20)
-    return Unpacked(_from_nibbles(blocks[:, :, 4:]), _floats(blocks, 0), offset=-_floats(blocks, 2))
+    return Unpacked(_from_nibbles(blocks[:, :, 4:]), float_at(blocks, 0), offset=-float_at(blocks, 2))
 
 
 def unpack_q5_0(data: Bytes) -> Unpacked:
     """Codes 0..31; value = scale * (code - 16)."""
     blocks = data.reshape(len(data), -1, 22)
-    return Unpacked(_from_nibbles(blocks[:, :, 6:]) | _fifth(blocks[:, :, 2:6]), _floats(blocks, 0))
+    return Unpacked(_from_nibbles(blocks[:, :, 6:]) | _fifth(blocks[:, :, 2:6]), float_at(blocks, 0))
 
 
 def unpack_q5_1(data: Bytes) -> Unpacked:
     """Codes 0..31; value = scale * code - offset."""
     blocks = data.reshape(len(data), -1, 24)
     codes = _from_nibbles(blocks[:, :, 8:]) | _fifth(blocks[:, :, 4:8])
-    return Unpacked(codes, _floats(blocks, 0), offset=-_floats(blocks, 2))
+    return Unpacked(codes, float_at(blocks, 0), offset=-float_at(blocks, 2))
 
 
 def unpack_q8_0(data: Bytes) -> Unpacked:
     """Codes 0..255; value = scale * (code - 128)."""
     blocks = data.reshape(len(data), -1, 34)
     codes = (blocks[:, :, 2:] ^ 0x80).reshape(len(data), -1)
-    return Unpacked(torch.from_numpy(codes), _floats(blocks, 0))
+    return Unpacked(torch.from_numpy(codes), float_at(blocks, 0))
 
 
 def _rows(parts: list[Bytes]) -> Bytes:
@@ -138,13 +136,13 @@ def _rows(parts: list[Bytes]) -> Bytes:
     return np.concatenate(parts, -1).reshape(len(parts[0]), -1)
 
 
-def _halves(table: Tensor) -> Bytes:
+def halves(table: Tensor) -> Bytes:
     """float32 [N, B] as the two bytes of float16, [N, B, 2]."""
     return table.numpy().astype("<f2")[:, :, None].view(np.uint8)
 
 
-def _floats(blocks: Bytes, at: int) -> Tensor:
-    """The float16 at byte `at` of every block: [N, B]."""
+def float_at(blocks: Bytes, at: int) -> Tensor:
+    """The float16 at byte `at` of every block [N, B, bytes]: [N, B]."""
     return torch.from_numpy(np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0].astype(np.float16))
 
 

@@ -14,29 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from anybit.integrations.exchange.grid import Grid
-from anybit.integrations.gguf.blocks import Bytes, Unpacked, signed
+from anybit.integrations.gguf.blocks import Bytes, Unpacked, around, float_at, halves, in_blocks
 
 SUPER = 256
 
 
-def coarse(grid: Grid) -> Grid | None:
-    """`grid` in groups of 256; None where its groups do not fall on that, or scales are beyond float16."""
-    columns = grid.codes.shape[1]
-    if columns % SUPER or (grid.group_size % SUPER and grid.group_size < columns):
-        return None
-    found = grid.in_groups(SUPER)
-    return found if torch.equal(found.scale.half().float(), found.scale) else None
-
-
 def pack_q4_k(grid: Grid) -> Bytes | None:
     """uint8 [N, bytes of a row], or None where Q4_K cannot say it so."""
-    cut = coarse(grid)
-    if cut is None or signed(cut) is None or int(cut.codes.max()) > 15 or float(cut.zero.max()) > 63:
+    cut = in_blocks(grid, SUPER)
+    if cut is None or not cut.has_integer_zeros or int(cut.codes.max()) > 15 or float(cut.zero.max()) > 63:
         return None
     rows, blocks = cut.scale.shape
     out = np.zeros((rows, blocks, 144), np.uint8)
-    d = cut.scale.numpy().astype("<f2")[:, :, None].view(np.uint8)
-    out[:, :, :2] = out[:, :, 2:4] = d
+    out[:, :, :2] = out[:, :, 2:4] = halves(cut.scale)
     minimum = cut.zero.numpy().astype(np.uint8)[:, :, None]
     out[:, :, 4:8] = 1
     out[:, :, 8:12] = minimum & 63
@@ -68,7 +58,7 @@ def _pairs(data: Bytes) -> Bytes:
 
 def _with_minima(blocks: Bytes, codes: Bytes) -> Unpacked:
     """Codes [N, B, 8, 32] with the scales and minima at the head of every block."""
-    d, dmin = _half(blocks, 0), _half(blocks, 2)
+    d, dmin = float_at(blocks, 0), float_at(blocks, 2)
     low, middle, high = (blocks[:, :, at : at + 4] for at in (4, 8, 12))
     step = np.concatenate([low & 63, (high & 15) | (low >> 6) << 4], -1)
     minimum = np.concatenate([middle & 63, (high >> 4) | (middle >> 6) << 4], -1)
@@ -77,12 +67,11 @@ def _with_minima(blocks: Bytes, codes: Bytes) -> Unpacked:
 
 def pack_q6_k(grid: Grid) -> Bytes | None:
     """uint8 [N, bytes of a row], or None where Q6_K cannot say it so."""
-    cut = coarse(grid)
-    found = None if cut is None else signed(cut)
-    if cut is None or found is None or int(found.min()) < -32 or int(found.max()) > 31:
+    found = around(grid, SUPER, 32)
+    if found is None:
         return None
-    rows, blocks = cut.scale.shape
-    codes = (found + 32).numpy().astype(np.uint8).reshape(rows, blocks, 2, 4, 32)
+    scales, (rows, blocks) = found[0], found[0].shape[:2]
+    codes = found[1].reshape(rows, blocks, 2, 4, 32)
     a, b, c, d = (codes[:, :, :, i] for i in range(4))
     out = np.zeros((rows, blocks, 210), np.uint8)
     low = np.stack([(a & 15) | (c & 15) << 4, (b & 15) | (d & 15) << 4], 3)
@@ -90,7 +79,7 @@ def pack_q6_k(grid: Grid) -> Bytes | None:
     out[:, :, :128] = low.reshape(rows, blocks, 128)
     out[:, :, 128:192] = high.reshape(rows, blocks, 64)
     out[:, :, 192:208] = 1
-    out[:, :, 208:] = cut.scale.numpy().astype("<f2")[:, :, None].view(np.uint8)
+    out[:, :, 208:] = scales
     return out.reshape(rows, -1)
 
 
@@ -101,11 +90,7 @@ def unpack_q6_k(data: Bytes) -> Unpacked:
     high = blocks[:, :, 128:192].reshape(len(data), -1, 2, 32)
     nibbles = (low[:, :, :, 0] & 15, low[:, :, :, 1] & 15, low[:, :, :, 0] >> 4, low[:, :, :, 1] >> 4)
     codes = np.stack([nibble | (high >> 2 * i & 3) << 4 for i, nibble in enumerate(nibbles)], 3)
-    return Unpacked(_codes(codes), _half(blocks, 208), _steps(blocks[:, :, 192:208].view(np.int8)))
-
-
-def _half(blocks: Bytes, at: int) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0].astype(np.float16))
+    return Unpacked(_codes(codes), float_at(blocks, 208), _steps(blocks[:, :, 192:208].view(np.int8)))
 
 
 def _codes(codes: Bytes) -> torch.Tensor:

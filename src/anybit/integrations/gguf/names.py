@@ -46,4 +46,6 @@ class Names:
         heads = self._heads.get(name.split(".")[-2]) if name.count(".") > 1 else None
         if self.architecture != gguf.MODEL_ARCH.LLAMA or heads is None:
             return None
+        if rows % (2 * heads):
+            raise InputError(f"{name}: {rows} rows are no rotary pairs for {heads} heads; the metadata are wrong")
         return torch.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)

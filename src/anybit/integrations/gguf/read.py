@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoTokenizer
 from anybit.cache import sampled_sha256
 from anybit.errors import InputError
 from anybit.formats.blocked import Blocked
-from anybit.formats.decoder import Form, groups, per_column
+from anybit.formats.decoder import groups, per_column
 from anybit.formats.terms import CodeTerm, save_terms
 from anybit.integrations.exchange.account import Account
-from anybit.integrations.exchange.foreign import Shape, affine_layer
+from anybit.integrations.exchange.foreign import Shape, Stored, affine_layer, check_blocks
 from anybit.integrations.gguf.blocks import (
     Bytes,
     Unpacked,
@@ -31,7 +31,7 @@ from anybit.integrations.gguf.blocks import (
 )
 from anybit.integrations.gguf.kquants import unpack_q4_k, unpack_q5_k, unpack_q6_k
 from anybit.integrations.gguf.names import Names
-from anybit.models.gguf import check_gguf, quiet_transformers
+from anybit.models.gguf import UNREADABLE, check_gguf, parsing
 
 # type -> (reader of rows, bits, columns per step, columns per float)
 CODES: dict[Type, tuple[Callable[[Bytes], Unpacked], int, int, int]] = {
@@ -56,37 +56,41 @@ class GGUF:
         """Reads the header. Raises InputError for a damaged file or an architecture that is not known here."""
         check_gguf(path)
         self.path, self._account = path, account
-        try:
-            with quiet_transformers():
-                self._file = gguf.GGUFReader(path)
-                config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
-        except Exception as error:  # the parsers raise whatever a wrong byte leads to: KeyError, struct.error, ...
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path}: cannot read this GGUF file, it is damaged or unknown here ({reason})") from error
-        self._tensors = {tensor.name: tensor for tensor in self._file.tensors}
-        tied = "output.weight" not in self._tensors
-        self.config: dict[str, Any] = config.to_dict() | {"tie_word_embeddings": tied, "dtype": "float32"}
-        width = self._field(f"{self._field('general.architecture')}.attention.key_length")
-        if width is not None:  # transformers forgets it for some architectures
-            self.config["head_dim"] = int(width)
-        self._names = Names(self.config)
-        if "rope_freqs.weight" in self._tensors:
+        with parsing(path, UNREADABLE):
+            self._file = gguf.GGUFReader(path)
+            self._tensors = {tensor.name: tensor for tensor in self._file.tensors}
+            check_blocks(self._setting("block_count"), len(self._tensors))
+            config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+            tied = "output.weight" not in self._tensors
+            self.config: dict[str, Any] = config.to_dict() | {"tie_word_embeddings": tied, "dtype": "float32"}
+            width = self._setting("attention.key_length")
+            if width is not None:  # transformers forgets it for some architectures
+                self.config["head_dim"] = int(width)
+            self._names = Names(self.config)
+            scaling = self._setting("rope.scaling.type")
+        self._refuse_what_is_not_read(scaling)
+
+    def _refuse_what_is_not_read(self, scaling: str | None) -> None:
+        # Neither do we nor does transformers' reader: the model would run, and be another one.
+        if "rope_freqs.weight" in self._tensors or scaling not in (None, "none"):
             raise InputError(
-                f"{path}: changed rotary frequencies (rope_freqs) are not read; take a Hugging Face directory"
+                f"{self.path}: changed rotary frequencies ({scaling or 'rope_freqs'}) are not read; take a Hugging Face directory"
             )
         odd = sorted({t.tensor_type.name for t in self._file.tensors if t.tensor_type not in (*CODES, *FLOATS)})
         if odd:
             known = ", ".join(kind.name for kind in (*CODES, *FLOATS))
             raise InputError(
-                f"{path}: holds {', '.join(odd)} tensors, anybit has no form for them ({known} are read); "
+                f"{self.path}: holds {', '.join(odd)} tensors, anybit has no form for them ({known} are read); "
                 "`anybit quantize` takes the file, dequantized"
             )
 
-    def _field(self, key: str) -> Any:
-        field = self._file.get_field(key)
+    def _setting(self, key: str) -> Any:
+        """The architecture's own setting; None where the file has none."""
+        architecture = self._file.get_field("general.architecture")
+        field = None if architecture is None else self._file.get_field(f"{architecture.contents()}.{key}")
         return None if field is None else field.contents()
 
-    def layer(self, name: str, shape: Shape) -> tuple[Form, dict[str, Tensor]] | None:
+    def layer(self, name: str, shape: Shape) -> Stored | None:
         """See `Foreign`."""
         tensor = self._tensor(f"{name}.weight", shape)
         if tensor.tensor_type not in CODES:
@@ -115,15 +119,9 @@ class GGUF:
     def companions(self, folder: Path) -> Path:
         """Its tokenizer, as transformers reads it."""
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with quiet_transformers():
-                where = {"gguf_file": self.path.name, "trust_remote_code": False}
-                AutoTokenizer.from_pretrained(str(self.path.parent), **where).save_pretrained(folder)
-        except Exception as error:  # as above
-            reason = (str(error).splitlines() or [""])[0]
-            raise InputError(
-                f"{self.path}: no tokenizer that transformers can read ({type(error).__name__}: {reason})"
-            ) from error
+        with parsing(self.path, "no tokenizer that transformers can read"):
+            where = {"gguf_file": self.path.name, "trust_remote_code": False}
+            AutoTokenizer.from_pretrained(str(self.path.parent), **where).save_pretrained(folder)
         return folder
 
     def identity(self) -> dict[str, Any]:
@@ -146,7 +144,7 @@ class GGUF:
         return data if order is None else data[np.argsort(order.numpy())]
 
 
-def _blocked(found: Unpacked, bits: int, size: int, block: int) -> tuple[Form, dict[str, Tensor]]:
+def _blocked(found: Unpacked, bits: int, size: int, block: int) -> Stored:
     """A scale of 0 becomes 1 with steps of 0, or with codes of 0 where there are no steps: the values stay."""
     empty, codes, step = found.scale == 0, found.codes, found.step
     columns = codes.shape[1]

@@ -16,7 +16,7 @@ from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint, Layer, exact_float
 from anybit.integrations.exchange.grid import Grid
 from anybit.integrations.exchange.rules import check_layer, lose_cache
-from anybit.integrations.gguf.blocks import BLOCK, Bytes, fine, pack_q4_0, pack_q4_1, pack_q5_0, pack_q8_0
+from anybit.integrations.gguf.blocks import BLOCK, Bytes, pack_q4_0, pack_q4_1, pack_q5_0, pack_q8_0
 from anybit.integrations.gguf.kquants import pack_q4_k, pack_q6_k
 from anybit.integrations.gguf.metadata import write_metadata
 from anybit.integrations.gguf.names import Names
@@ -95,7 +95,7 @@ def _quantized(layer: Layer, linear: bool, account: Account) -> tuple[Type, Byte
 
 def _nearest(layer: Layer, grid: Grid, account: Account) -> tuple[Type, Bytes]:
     """Codes as they are over a rounded minimum, where 4 bits hold them; else 8 bits anew."""
-    if fine(grid) is not None and (data := pack_q4_1(grid, rounded=True)) is not None:
+    if (data := pack_q4_1(grid, rounded=True)) is not None:
         account.lose("minima of more bits than float16; Q4_1 has them rounded", layer.name)
         return Type.Q4_1, data
     values = layer.values().numpy()

@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
                 f"groups of {grid.group_size} columns; blocks of {', '.join(map(str, BLOCKS))} are", where
             )
         self.sizes["block_size"] = block
-        cut = _in_blocks(grid, block, columns)
+        cut = grid.in_groups(block)
         count = groups(columns, block)
         padded = torch.nn.functional.pad(cut.codes, (0, count * block - columns)).reshape(rows * count, block)
         bits = self.sizes["bits"]
@@ -64,24 +64,20 @@ class PackedEmbedding(nn.Module):
 
     def __init__(self, grid: Grid, output_scale: float) -> None:
         super().__init__()
-        self.group_size, self.output_scale = grid.group_size, output_scale
+        self.output_scale = output_scale
+        self.group: Tensor  # of every column
         self.codes: Tensor
         self.scale: Tensor
         self.zero: Tensor
+        self.register_buffer("group", torch.arange(grid.codes.shape[1]) // grid.group_size)
         self.register_buffer("codes", grid.codes)
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero", grid.zero)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int64 [...] -> float32 [..., H]."""
-        codes, shape = self.codes[ids].float(), (*ids.shape, -1, self.group_size)
-        values = (codes.reshape(shape) - self.zero[ids][..., None]) * self.scale[ids][..., None]
-        return values.reshape(codes.shape) * self.output_scale
-
-
-def _in_blocks(grid: Grid, block: int, columns: int) -> Grid:
-    at = torch.arange(0, columns, block) // grid.group_size
-    return Grid(grid.bits, block, grid.codes, grid.scale[:, at], grid.zero[:, at])
+        scale, zero = (table[ids][..., self.group] for table in (self.scale, self.zero))
+        return (self.codes[ids].float() - zero) * scale * self.output_scale
 
 
 def _dense(table: Tensor, bits: int) -> Tensor:

@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from anybit.calibration.progress import Progress
+from anybit.checkpoint.finish import copy_companions
 from anybit.checkpoint.partial import write_json
 from anybit.errors import InputError
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint
-from anybit.integrations.exchange.directory import copy_companions
 from anybit.integrations.exchange.rules import check_layer, lose_cache
 from anybit.integrations.onnx.layers import PackedEmbedding, PackedLinear
 from anybit.layers.swap import embedding_scale
@@ -56,7 +55,7 @@ def write(source: Checkpoint, root: Path, account: Account, progress: Progress) 
 
 def packed_model(source: Checkpoint, account: Account, progress: Progress) -> nn.Module:
     """The float32 model of transformers with packed layers in place of quantized ones, all weights loaded."""
-    model = empty_model(AutoConfig.from_pretrained(source.directory, trust_remote_code=False))
+    model = empty_model(source.model_config)
     top: Any = model
     embedding, head = top.get_input_embeddings(), top.get_output_embeddings()
     tied = head.weight is embedding.weight

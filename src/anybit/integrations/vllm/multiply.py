@@ -87,8 +87,9 @@ def gpu_refusal(shard: Shard) -> str:
         return "has quantized activations"
     if shard.inputs:
         return f"changes its input first ({shard.inputs[0]['op']})"
-    if len(shard.terms) != 1 or not isinstance(shard.terms[0], CodeTerm) or shard.terms[0].columns[0]:
+    term = shard.terms[0]
+    if len(shard.terms) != 1 or not isinstance(term, CodeTerm) or term.columns != (0, term.shape[1]):
         return "is not one code term"
-    if shard.terms[0].decoder.kind in ("dual_grained", "float"):
-        return f"has {shard.terms[0].decoder.kind} codes"
+    if term.decoder.kind in ("dual_grained", "float", "blocked"):
+        return f"has {term.decoder.kind} codes"
     return ""
