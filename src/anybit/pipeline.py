@@ -18,7 +18,7 @@ from anybit.calibration.progress import Progress, silent
 from anybit.calibration.statistics import BlockCall, propagate
 from anybit.calibration.tokens import data_identity
 from anybit.checkpoint.finish import finish_directory
-from anybit.checkpoint.partial import Partial
+from anybit.checkpoint.partial import Partial, check_apart
 from anybit.decide import decided
 from anybit.errors import InputError
 from anybit.held_out import draw
@@ -62,6 +62,7 @@ def quantize(
     if device != "cpu":
         raise InputError(f"--device {device}: this version quantizes on the CPU; leave --device out")
     job = open_job(model, recipe, overrides)
+    check_apart(Path(out), job.source.path)
     float_inputs = checked(job, block_inputs, spread)
     in_flight = samples_in_flight(job, parse_bytes(max_ram) if max_ram else None, seq_len)
     tokens, held_out = draw(job, calibration, samples, seq_len, seed)

@@ -60,8 +60,21 @@ def test_an_output_in_use_is_left_alone(source, tmp_path):
     assert (tmp_path / "file.gguf").read_text() == (tmp_path / "out" / "mine").read_text() == "mine"
     anybit.export(source, to="gptq", out=tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "mine").exists()
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="would replace"):
         anybit.import_checkpoint(tmp_path / "out", out=tmp_path / "out")
+
+
+def test_nothing_replaces_what_it_is_made_from(source, tmp_path):
+    shutil.copytree(source, tmp_path / "models" / "mine")
+    before = sorted((tmp_path / "models" / "mine").iterdir())
+    for out in ("models/mine", "models", "models/../models/mine"):
+        with pytest.raises(InputError, match="would replace"):
+            anybit.export(tmp_path / "models" / "mine", to="gptq", out=tmp_path / out, overwrite=True)
+        with pytest.raises(InputError, match="would replace"):
+            anybit.import_checkpoint(tmp_path / "models" / "mine", out=tmp_path / out, overwrite=True)
+    assert sorted((tmp_path / "models" / "mine").iterdir()) == before
+    with pytest.raises(InputError, match="would replace"):
+        anybit.quantize(str(source.parent / "float"), recipe="rtn-w4", out=str(source.parent), overwrite=True)
 
 
 def test_an_older_config_and_a_folder_that_is_no_companion(tmp_path):

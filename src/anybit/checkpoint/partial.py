@@ -97,6 +97,13 @@ class Partial:
         sync_directory(self.out.parent)
 
 
+def check_apart(out: Path, source: Path) -> None:
+    """Raise InputError if writing `out` would replace `source`, a file or directory that is read."""
+    kept = source.resolve()
+    if out.resolve() in (kept, *kept.parents):
+        raise InputError(f"--out {out} would replace {source}, which is read; choose another --out")
+
+
 def beside(out: Path, suffix: str) -> Path:
     """`out` with `suffix` on its name. Raises InputError for ".", ".." and "/", which have none to put it on."""
     if out.name in ("", ".."):

@@ -24,7 +24,7 @@ from anybit.checkpoint.canary import CANARY, echoes, write_canary
 from anybit.checkpoint.finish import finish_directory
 from anybit.checkpoint.layout import shard_name
 from anybit.checkpoint.ledger import IMPORTED, Row, check_numbers, form_word, row
-from anybit.checkpoint.partial import Partial, write_json, write_shard
+from anybit.checkpoint.partial import Partial, check_apart, write_json, write_shard
 from anybit.errors import InputError, PromiseError
 from anybit.formats.decoder import Form
 from anybit.formats.terms import stored_bits
@@ -57,6 +57,7 @@ def import_checkpoint(
     """
     account = Account("anybit", allow_loss)
     partial = Partial(Path(out))
+    check_apart(partial.out, Path(path))
     foreign = open_foreign(Path(path), account)
     identity = {"imported": foreign.identity()}
     partial.begin(identity, resume=False, overwrite=overwrite)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anybit.calibration.progress import Progress, silent
+from anybit.checkpoint.partial import check_apart
 from anybit.errors import InputError, nearest
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ def export(
     module, is_directory = FORMATS[to]
     path = Path(out)
     check_free(path, overwrite, is_directory)
+    check_apart(path, Path(directory))
     account = Account(to, allow_loss)
     source = Checkpoint(Path(directory), precision)
     source.check_names(account)
