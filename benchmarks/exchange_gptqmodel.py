@@ -1,5 +1,9 @@
 """Runs in the environment of GPTQModel: `exchange_gptqmodel.py DIRECTORY WINDOWS.npy NLL.npy`; see exchange.py.
 
+That environment: torch 2.13 for CPUs and transformers 5.23, then gptqmodel 7.7.0 by `pip install --no-deps --no-build-isolation`
+(it asks for torch 2.14) and what it imports: accelerate datasets defuser device-smi dill logbar pillow protobuf pypcre requests
+threadpoolctl tokenicer.
+
 Its plain torch kernel in float16 (it takes 16-bit floats only); the likelihood of every token of a window but the first.
 """
 
