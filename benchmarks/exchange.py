@@ -174,10 +174,13 @@ def perplexity(scores: Tensor) -> float:
     return round(math.exp(scores.mean().item()), 5)
 
 
-def percent(ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    """How much higher the second perplexity is, in percent, and the standard error of that over windows."""
+def percent(ours: Tensor, theirs: Tensor) -> dict[str, float | None]:
+    """How much higher the second perplexity is, in percent, and the standard error of that over windows (None for one)."""
     pair = paired_difference(ours, theirs)
-    return {"value": round(100 * (pair.ratio - 1), 4), "stderr": round(100 * (pair.stderr or math.nan), 4)}
+    return {
+        "value": round(100 * (pair.ratio - 1), 4),
+        "stderr": None if pair.stderr is None else round(100 * pair.stderr, 4),
+    }
 
 
 def main() -> None:
