@@ -191,9 +191,9 @@ def test_attention_in_the_open_is_attention(tmp_path):
 
 def test_losses_at_their_edges():
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    assert float(block_loss(x, [x])) == pytest.approx(0, abs=1e-6)
+    assert float(block_loss(x, [x], relative=False)) == pytest.approx(0, abs=1e-6)
     orthogonal = torch.cat([x[..., 4:], -x[..., :4]], -1)
-    assert torch.isfinite(block_loss(x - x, [orthogonal]))
+    assert torch.isfinite(block_loss(x - x, [orthogonal], relative=False))
     p = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
     q = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.3, 0.4]])
     assert float(attention_loss(p, p)) == 0

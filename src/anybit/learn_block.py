@@ -160,7 +160,8 @@ class _Training:
     def _gradients(self, sample: int, parameters: Sequence[Tensor]) -> tuple[float, tuple[Tensor | None, ...]]:
         with torch.enable_grad():
             out, attention = self._run(self.call.block, sample)
-            loss = block_loss(out, [self.lesson.stream.read(sample), self.lesson.own.read(sample)])
+            targets = [self.lesson.stream.read(sample), self.lesson.own.read(sample)]
+            loss = block_loss(out, targets, self.method.relative)
             if attention is not None:
                 loss = loss + attention_loss(attention, self.lesson.maps.read(sample)[0])
             return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)

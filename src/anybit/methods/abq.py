@@ -43,7 +43,9 @@ EPSILON = 1e-6
 class ABQ(BaseModel):
     """Options: `epochs` over the samples (20, and 40 for W2* and W8A8 in the shipped scripts), `batch` samples a step, learning
     rates of scales, clips and correction, `alpha` of the first scales, whether a sample's `first_token` counts in their max|x|
-    (it does in the paper), how many `first` and `last` blocks are corrected, and which of the parts are on."""
+    (it does in the paper), whether a token's squared error is `relative` to its size (not in the paper: there the first token,
+    where hidden states are hundreds of times as large, all but decides the mean), how many `first` and `last` blocks are
+    corrected, and which of the parts are on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "abq"
@@ -54,6 +56,7 @@ class ABQ(BaseModel):
     lr_correction: float = Field(default=1e-2, gt=0)
     alpha: float = Field(default=0.5, ge=0, le=1)
     first_token: bool = True
+    relative: bool = False
     first: int = Field(default=3, ge=0)
     last: int = Field(default=4, ge=0)
     transform: bool = True
@@ -183,12 +186,18 @@ def away_from_zero(scale: Tensor) -> Tensor:
     return torch.where(small, scale + (moved - scale).detach(), scale)
 
 
-def block_loss(out: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """Mean squared error and double logarithm of the cosine to each of `targets`, all [1, T, H]."""
+def block_loss(out: Tensor, targets: Sequence[Tensor], relative: bool) -> Tensor:
+    """Mean squared error and double logarithm of the cosine to each of `targets`, all [1, T, H].
+
+    With `relative` the error of a token is divided by its target's mean square.
+    """
     total = out.new_zeros(())
     for target in targets:
         cosine = torch.nn.functional.cosine_similarity(out, target, dim=-1).mean()
-        total = total + (out - target).square().mean() - cosine.abs().clamp_min(EPSILON).log()
+        error = (out - target).square().mean(-1)
+        if relative:
+            error = error / target.square().mean(-1).clamp_min(EPSILON)
+        total = total + error.mean() - cosine.abs().clamp_min(EPSILON).log()
     return total
 
 
