@@ -37,7 +37,7 @@ async def chat(service: Service, asked: ChatRequest, http: HttpRequest) -> Respo
     answers = [service.answer(asked.stops) for _ in requests]
     shown = _Shown(bool(used))
     reply = Reply(service, "chat.completion", requests, answers, shown.choice, shown.chunk, asked.usage_wanted)
-    return await reply.stream() if asked.stream else await reply.whole(http)
+    return await reply.stream(http) if asked.stream else await reply.whole(http)
 
 
 class _Shown:
