@@ -275,14 +275,37 @@ def test_a_client_that_goes_away_while_it_waits_keeps_no_place(stream, start):
     assert small.idle().generated_tokens == 450
 
 
+def test_a_bug_is_an_error_of_the_same_shape_and_counted(start, monkeypatch, caplog):
+    broken = start()
+    monkeypatch.setattr(type(broken.service), "request", lambda *_, **__: 1 / 0)
+    answer = post(broken, prompt=PROMPT)
+    assert answer.status_code == 500
+    assert answer.json()["error"] == {
+        "message": "the server failed; see its log", "type": "server_error", "param": None, "code": None
+    }  # fmt: skip
+    assert "ZeroDivisionError" in caplog.text
+    assert 'status="500"} 1.0' in httpx.get(f"{broken.url}/metrics").text
+
+
+def test_what_a_template_cannot_do_with_a_conversation_is_the_clients_error(start, monkeypatch):
+    server = start()
+    monkeypatch.setattr(server.tokenizer, "chat_template", "{% for k, v in tools[0].function.parameters|items %}{% endfor %}")
+    tool = {"type": "function", "function": {"name": "x", "parameters": 5}}
+    answer = post(server, "chat/completions", messages=[{"role": "user", "content": "x"}], tools=[tool])
+    assert answer.status_code == 400
+    assert "refuses this conversation" in answer.json()["error"]["message"]
+
+
 def test_too_many_wait(start):
     small = start(slots=1, max_waiting=2)
-    statuses, lock = [], threading.Lock()
+    statuses, kinds, lock = [], set(), threading.Lock()
 
     def ask():
         answer = post(small, prompt=PROMPT, max_tokens=400, temperature=0)
         with lock:
             statuses.append((answer.status_code, answer.headers.get("retry-after")))
+            if answer.status_code == 429:
+                kinds.add((answer.json()["error"]["type"], answer.json()["error"]["code"]))
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:
@@ -291,6 +314,7 @@ def test_too_many_wait(start):
         thread.join()
     assert set(statuses) == {(200, None), (429, "1")}
     assert statuses.count((200, None)) >= 3
+    assert kinds == {("requests", "rate_limit_exceeded")}
     small.idle()
 
 

@@ -82,7 +82,8 @@ class _Shown:
 def _logprobs(answer: Answer, part: Part) -> list[dict[str, Any]]:
     def entry(token: int, value: float) -> dict[str, Any]:
         word = answer.word(token)
-        return {"token": word, "logprob": value, "bytes": list(word.encode())}
+        whole = "\ufffd" not in word  # else part of a character, whose bytes the word does not tell
+        return {"token": word, "logprob": value, "bytes": list(word.encode()) if whole else None}
 
     return [
         entry(token, found.logprob) | {"top_logprobs": [entry(*other) for other in found.top]}

@@ -81,9 +81,14 @@ class _Shown:
         return {
             "tokens": words,
             "token_logprobs": [None if entry is None else entry.logprob for entry in entries],
-            "top_logprobs": [
-                None if entry is None else {answer.word(token): value for token, value in entry.top}
-                for entry in entries
-            ],
+            "top_logprobs": [None if entry is None else _likeliest(answer, entry) for entry in entries],
             "text_offset": offsets,
         }
+
+
+def _likeliest(answer: Answer, entry: TokenLogprobs) -> dict[str, float]:
+    """Log-probabilities by word; of parts of characters, which read alike, the likeliest one's."""
+    found = dict[str, float]()
+    for token, value in entry.top:  # best first
+        found.setdefault(answer.word(token), value)
+    return found
