@@ -67,7 +67,9 @@ class Words:
 
     def decode(self, ids, skip_special_tokens=False, **_):
         del skip_special_tokens
-        return b"".join({0: b"\xc3", 1: b"\xa9"}.get(token, bytes([95 + token])) for token in ids).decode(errors="replace")
+        return b"".join({0: b"\xc3", 1: b"\xa9"}.get(token, bytes([95 + token])) for token in ids).decode(
+            errors="replace"
+        )
 
 
 def answer(*stops):
@@ -75,7 +77,9 @@ def answer(*stops):
 
 
 def piece(*ids, finish=None):
-    return Piece(ids, (4,) * len(ids), tuple(TokenLogprobs(-float(token), ((token, -1.0),)) for token in ids), finish=finish)
+    return Piece(
+        ids, (4,) * len(ids), tuple(TokenLogprobs(-float(token), ((token, -1.0),)) for token in ids), finish=finish
+    )
 
 
 def test_an_answer_shows_whole_characters_and_stops_between_tokens():

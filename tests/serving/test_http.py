@@ -289,7 +289,9 @@ def test_a_bug_is_an_error_of_the_same_shape_and_counted(start, monkeypatch, cap
 
 def test_what_a_template_cannot_do_with_a_conversation_is_the_clients_error(start, monkeypatch):
     server = start()
-    monkeypatch.setattr(server.tokenizer, "chat_template", "{% for k, v in tools[0].function.parameters|items %}{% endfor %}")
+    monkeypatch.setattr(
+        server.tokenizer, "chat_template", "{% for k, v in tools[0].function.parameters|items %}{% endfor %}"
+    )
     tool = {"type": "function", "function": {"name": "x", "parameters": 5}}
     answer = post(server, "chat/completions", messages=[{"role": "user", "content": "x"}], tools=[tool])
     assert answer.status_code == 400

@@ -128,7 +128,10 @@ class Reply:
 
     def used(self) -> dict[str, Any]:
         """Tokens of the prompts, each counted once, and of the answers."""
-        prompts, found = dict[int, int](), dict[int, int]()  # choices share a prompt: what the first of them found was cached
+        prompts, found = (
+            dict[int, int](),
+            dict[int, int](),
+        )  # choices share a prompt: what the first of them found was cached
         for request, answer in zip(self.requests, self.answers, strict=True):
             shared = id(request.prompt_ids)
             prompts[shared] = len(request.prompt_ids)
