@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anybit.engine.sampler import Sampler, uniform
+from anybit.engine.sampler import Sampler, nucleus, uniform
 from anybit.errors import PromiseError
 
 
@@ -45,3 +45,15 @@ def test_edges():
         for temperature in (0.0, 1.0):
             with pytest.raises(PromiseError, match="NaN"):
                 Sampler(temperature, 0)(np.array([1.0, bad, 0.0], np.float32), 0)
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.3, 0.9, 0.999999, 1 - 2**-53])
+@pytest.mark.parametrize("kind", ["flat", "peaked", "equal", "one"])
+def test_the_nucleus_is_what_sorting_everything_gives(kind, share):
+    draw = np.random.default_rng(3)
+    weights = {"flat": draw.random(3000), "peaked": np.exp(-20 * draw.random(3000)), "equal": np.ones(3000),
+               "one": np.eye(1, 3000, 7)[0]}[kind]  # fmt: skip
+    order = np.argsort(-weights, kind="stable")
+    expected = order[: 1 + int(np.searchsorted(np.cumsum(weights[order]), share * weights.sum()))]
+    found = np.flatnonzero(nucleus(weights, share))
+    assert set(found) == set(expected)

@@ -165,6 +165,49 @@ def test_a_prompt_read_before_is_not_read_again(checkpoint, alone):
     served.engine.close()
 
 
+def test_a_text_that_ends_where_its_precision_falls_is_over(checkpoint):
+    falls = Request(prompt(0, 506), 6, schedule=parse_schedule("8@0,4@5"))  # the next step would be at 4 bits
+    other = Request(prompt(1, 10), 12, schedule=parse_schedule("4"))
+    served, tickets = serve(checkpoint, [falls, other], tokens=1024)
+    assert [served.finish(ticket) for ticket in tickets] == ["length", "length"]
+    assert served.engine.stats().generated_tokens == 18
+    by_bits = served.engine.stats().tokens_by_bits
+    assert (by_bits[8], by_bits[4]) == (1 + 5 + 1, 11)
+
+
+def test_short_prompts_that_are_alike_are_read_in_one_pass(checkpoint):
+    """They have no page to share, so nothing is gained by waiting for one another."""
+    served, _ = serve(checkpoint, [Request(prompt(0, 20), 1)] * 4)
+    assert served.engine.stats().passes == 1
+
+
+def test_counts_can_be_read_while_the_first_token_at_a_precision_is_made(checkpoint):
+    served, caught = Served(checkpoint), []
+    counts = served.engine._passes.counts.tokens_by_bits
+    for bits in served.engine.precisions:  # `stats` copies it on another thread, which a new key would break
+        served.ask(Request(prompt(0, 10), 2, schedule=parse_schedule(str(bits)), prefill_precision=bits))
+        caught.append(len(counts))
+    assert served.engine.drain(30)
+    served.engine.close()
+    assert set(caught) == {len(counts)}
+
+
+def test_only_the_worker_asks_the_model(checkpoint, monkeypatch):
+    """Its calls from several threads must not overlap."""
+    served, asked, free = Served(checkpoint, start=False), set(), NativeModel.free_pages
+    monkeypatch.setattr(
+        NativeModel, "free_pages", property(lambda self: asked.add(threading.current_thread().name) or free.fget(self))
+    )
+    served.ask(Request(prompt(0, 100), 5))
+    served.engine.start()
+    while not served.engine.stats().generated_tokens:
+        assert served.engine.stats().pages_free <= served.engine.stats().pages_total
+    assert served.engine.drain(30)
+    assert served.engine.stats().pages_free == served.engine.stats().pages_total - len(served.engine._prefixes)
+    served.engine.close()
+    assert asked == {"anybit-batch"}
+
+
 def test_prompts_that_come_together_are_read_once(checkpoint, alone, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 100)
     ids = prompt(1, 330)

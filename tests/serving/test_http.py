@@ -40,6 +40,14 @@ def events(server, path="completions", **body):
     return [json.loads(line) for line in lines[:-1]]
 
 
+def until(condition, seconds=20):
+    """Wait for something that other threads bring about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come about"
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("options", [{}, {"draft": "ngram"}, {"schedule": "8@0,4@7,3@20"}, {"precision": 4}])
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.9, "seed": 11}])
 def test_an_answer_is_what_the_engine_says_alone(options, sampling, server, alone):
@@ -109,6 +117,16 @@ def test_several_prompts_and_choices(server, alone):
     assert [c["text"] for c in post(server, **body | {"prompt": ids}).json()["choices"]] == expected
 
 
+def test_a_prompt_counts_as_cached_if_it_was_before_the_request(start):
+    """Choices that share one count it once, so what they find of each other's does not count."""
+    fresh = start()
+    body = {"prompt": "seven words that nobody has said before " * 6, "max_tokens": 2, "n": 3}
+    usages = [post(fresh, **body).json()["usage"] for _ in range(2)]
+    assert usages[0]["prompt_tokens"] == usages[1]["prompt_tokens"] > 64
+    assert usages[0]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert 0 < usages[1]["prompt_tokens_details"]["cached_tokens"] < usages[1]["prompt_tokens"]
+
+
 def test_echo_gives_the_prompt_its_probabilities(server):
     body = {"prompt": PROMPT, "max_tokens": 3, "temperature": 0, "echo": True, "logprobs": 1}
     found = post(server, **body).json()["choices"][0]
@@ -120,7 +138,12 @@ def test_echo_gives_the_prompt_its_probabilities(server):
     assert all(value < 0 for value in logprobs["token_logprobs"][1:])
     prompt_only = post(server, **body | {"max_tokens": 0}).json()["choices"][0]
     assert prompt_only["logprobs"]["token_logprobs"] == logprobs["token_logprobs"][: len(ids)]
-    assert post(server, prompt=PROMPT, max_tokens=0, echo=True).json()["choices"][0]["text"] == PROMPT
+    only = post(server, prompt=PROMPT, max_tokens=0, echo=True).json()
+    assert (only["choices"][0]["text"], only["choices"][0]["logprobs"]) == (PROMPT, None)
+    assert only["usage"]["total_tokens"] == len(ids)
+    for bad in (-1, 10**9, 2**40):
+        refused = post(server, prompt=[bad], max_tokens=0, echo=True)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 @pytest.mark.parametrize(
@@ -233,14 +256,58 @@ def test_a_client_that_goes_away_is_forgotten(stream, server):
     assert stats.generated_tokens < before + 480
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_while_it_waits_keeps_no_place(stream, start):
+    """Its stream has not begun."""
+    small = start(slots=1)
+    long = {"prompt": PROMPT, "max_tokens": 450, "temperature": 0}
+    first = threading.Thread(target=lambda: post(small, **long))
+    first.start()
+    until(lambda: small.engine.stats().running)
+    body = json.dumps(long | {"stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", small.port)) as client:
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        until(lambda: small.engine.stats().waiting)
+    until(lambda: not small.engine.stats().waiting)
+    assert small.engine.stats().running, "the text before it is too short for this test"
+    first.join()
+    assert small.idle().generated_tokens == 450
+
+
+def test_a_bug_is_an_error_of_the_same_shape_and_counted(start, monkeypatch, caplog):
+    broken = start()
+    monkeypatch.setattr(type(broken.service), "request", lambda *_, **__: 1 / 0)
+    answer = post(broken, prompt=PROMPT)
+    assert answer.status_code == 500
+    assert answer.json()["error"] == {
+        "message": "the server failed; see its log", "type": "server_error", "param": None, "code": None
+    }  # fmt: skip
+    assert "ZeroDivisionError" in caplog.text
+    assert 'status="500"} 1.0' in httpx.get(f"{broken.url}/metrics").text
+
+
+def test_what_a_template_cannot_do_with_a_conversation_is_the_clients_error(start, monkeypatch):
+    server = start()
+    monkeypatch.setattr(
+        server.tokenizer, "chat_template", "{% for k, v in tools[0].function.parameters|items %}{% endfor %}"
+    )
+    tool = {"type": "function", "function": {"name": "x", "parameters": 5}}
+    answer = post(server, "chat/completions", messages=[{"role": "user", "content": "x"}], tools=[tool])
+    assert answer.status_code == 400
+    assert "refuses this conversation" in answer.json()["error"]["message"]
+
+
 def test_too_many_wait(start):
     small = start(slots=1, max_waiting=2)
-    statuses, lock = [], threading.Lock()
+    statuses, kinds, lock = [], set(), threading.Lock()
 
     def ask():
         answer = post(small, prompt=PROMPT, max_tokens=400, temperature=0)
         with lock:
             statuses.append((answer.status_code, answer.headers.get("retry-after")))
+            if answer.status_code == 429:
+                kinds.add((answer.json()["error"]["type"], answer.json()["error"]["code"]))
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:
@@ -249,6 +316,7 @@ def test_too_many_wait(start):
         thread.join()
     assert set(statuses) == {(200, None), (429, "1")}
     assert statuses.count((200, None)) >= 3
+    assert kinds == {("requests", "rate_limit_exceeded")}
     small.idle()
 
 

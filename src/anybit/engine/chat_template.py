@@ -40,7 +40,7 @@ def render(
     known = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
         return _compiled(template).render({**specials, **known})
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:  # the latter from what a client's fields hold
         raise InputError(f"the model's chat template refuses this conversation: {error}; change its messages") from None
 
 

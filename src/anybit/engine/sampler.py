@@ -37,20 +37,25 @@ class Sampler:
         if self.greedy:
             return best
         # softmax is unchanged by a shift; shifting first keeps tiny temperatures from overflowing to inf - inf
-        weights = np.exp((logits.astype(np.float64) - float(logits[best])) / self._temperature)
+        weights = logits.astype(np.float64)  # worked on in place: new memory for each step would take most of the time
+        weights -= weights[best]
+        weights /= self._temperature
+        np.exp(weights, out=weights)
         if self._top_p < 1:
             weights *= nucleus(weights, self._top_p)
-        below = np.cumsum(weights)
+        below = np.cumsum(weights, out=weights)
         drawn = uniform(self._seed, position) * below[-1]
         return int(min(np.searchsorted(below, drawn, side="right"), len(below) - 1))
 
 
 def nucleus(weights: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     """Which of the weights [n] are the fewest, largest ones that make up at least `share` of all; of equals the first."""
-    order = np.argsort(-weights, kind="stable")
-    sums = np.cumsum(weights[order])
+    total = weights.sum()
+    # all that are smaller than this make up less than 1 - share together, so none is needed; few of a model's are left to sort
+    large = np.flatnonzero(weights >= (1 - share) * total / len(weights))
+    order = large[np.argsort(-weights[large], kind="stable")]
     kept = np.zeros(len(weights), bool)
-    kept[order[: 1 + int(np.searchsorted(sums, share * sums[-1]))]] = True
+    kept[order[: 1 + int(np.searchsorted(np.cumsum(weights[order]), share * total))]] = True
     return kept
 
 

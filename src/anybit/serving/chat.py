@@ -37,7 +37,7 @@ async def chat(service: Service, asked: ChatRequest, http: HttpRequest) -> Respo
     answers = [service.answer(asked.stops) for _ in requests]
     shown = _Shown(bool(used))
     reply = Reply(service, "chat.completion", requests, answers, shown.choice, shown.chunk, asked.usage_wanted)
-    return await reply.stream() if asked.stream else await reply.whole(http)
+    return await reply.stream(http) if asked.stream else await reply.whole(http)
 
 
 class _Shown:
@@ -82,7 +82,8 @@ class _Shown:
 def _logprobs(answer: Answer, part: Part) -> list[dict[str, Any]]:
     def entry(token: int, value: float) -> dict[str, Any]:
         word = answer.word(token)
-        return {"token": word, "logprob": value, "bytes": list(word.encode())}
+        whole = "\ufffd" not in word  # else part of a character, whose bytes the word does not tell
+        return {"token": word, "logprob": value, "bytes": list(word.encode()) if whole else None}
 
     return [
         entry(token, found.logprob) | {"top_logprobs": [entry(*other) for other in found.top]}

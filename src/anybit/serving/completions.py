@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from anybit.engine.prompt import encode_prompt
 from anybit.serving.answer import Answer, Part
-from anybit.serving.batch.request import TokenLogprobs
+from anybit.serving.batch.request import Request, TokenLogprobs
 from anybit.serving.problems import Problem
 from anybit.serving.replies import Reply
 from anybit.serving.schemas import MOST_CHOICES, CompletionRequest
@@ -24,24 +24,19 @@ async def complete(service: Service, asked: CompletionRequest, http: HttpRequest
     most = 16 if asked.max_tokens is None else asked.max_tokens
     if asked.echo and asked.stream:
         raise Problem(400, "echo: not in a stream; leave stream out", "echo")
-    wanted: dict[str, Any] = {
-        "logprobs": asked.logprobs,
-        "echo_logprobs": bool(asked.echo) and asked.logprobs is not None,
-    }
-    requests = []
-    for ids in prompts:
-        one = service.request(asked, ids, most, **wanted)
-        requests += service.choices(one, asked.n or 1)
     if most == 0 and not asked.echo:
         raise Problem(400, "max_tokens: must be at least 1, or 0 with echo", "max_tokens")
+    read = bool(asked.echo) and (asked.logprobs is not None or most == 0)  # all that can be done without a new token
+    requests = list[Request]()
+    for ids in prompts:
+        one = service.request(asked, ids, most, logprobs=asked.logprobs, echo_logprobs=read)
+        requests += service.choices(one, asked.n or 1)
     if len(requests) > MOST_CHOICES * 4:
         raise Problem(400, f"n: {len(requests)} choices in all; at most {MOST_CHOICES * 4}", "n")
     answers = [service.answer(asked.stops) for _ in requests]
     shown = _Shown(service, prompts, asked)
     reply = Reply(service, "text_completion", requests, answers, shown.choice, shown.chunk, asked.usage_wanted)
-    if most == 0 and not wanted["echo_logprobs"]:
-        return await shown.echo(reply)
-    return await reply.stream() if asked.stream else await reply.whole(http)
+    return await reply.stream(http) if asked.stream else await reply.whole(http)
 
 
 def _prompts(service: Service, asked: CompletionRequest) -> list[list[int]]:
@@ -59,16 +54,12 @@ class _Shown:
 
     def choice(self, index: int, answer: Answer, parts: list[Part]) -> dict[str, Any]:
         """A whole choice."""
-        ids, known = [token for part in parts for token in part.token_ids], [p for part in parts for p in part.logprobs]
-        prompt, text, found = (
-            self._prompts[index // (self._asked.n or 1)],
-            "".join(part.text for part in parts),
-            list(known),
-        )
-        tokens, entries = ids, list[TokenLogprobs | None](found)
+        text, tokens = "".join(part.text for part in parts), [token for part in parts for token in part.token_ids]
+        entries: list[TokenLogprobs | None] = [entry for part in parts for entry in part.logprobs]
         if self._asked.echo:
+            prompt = self._prompts[index // (self._asked.n or 1)]
             text = f"{self._service.tokenizer.decode(prompt, skip_special_tokens=True)}{text}"
-            tokens, entries = [*prompt, *ids], [*answer.prompt_logprobs, *found]
+            tokens, entries = [*prompt, *tokens], [*answer.prompt_logprobs, *entries]
         logprobs = None if self._asked.logprobs is None else self._logprobs(answer, tokens, entries, 0)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish}
 
@@ -81,15 +72,6 @@ class _Shown:
             logprobs = self._logprobs(answer, part.token_ids, part.logprobs, offset)
         return {"index": index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish}
 
-    async def echo(self, reply: Reply) -> Response:
-        """The prompts back, without a pass of the model."""
-        from fastapi.responses import JSONResponse
-
-        texts = [self._service.tokenizer.decode(ids, skip_special_tokens=True) for ids in self._prompts]
-        each = [text for text in texts for _ in range(self._asked.n or 1)]
-        choices = [{"index": i, "text": t, "logprobs": None, "finish_reason": "length"} for i, t in enumerate(each)]
-        return JSONResponse(reply.frame("text_completion") | {"choices": choices, "usage": reply.used()})
-
     def _logprobs(self, answer: Answer, tokens: Any, entries: Any, offset: int) -> dict[str, Any]:
         words = [answer.word(token) for token in tokens]
         offsets = []
@@ -99,9 +81,14 @@ class _Shown:
         return {
             "tokens": words,
             "token_logprobs": [None if entry is None else entry.logprob for entry in entries],
-            "top_logprobs": [
-                None if entry is None else {answer.word(token): value for token, value in entry.top}
-                for entry in entries
-            ],
+            "top_logprobs": [None if entry is None else _likeliest(answer, entry) for entry in entries],
             "text_offset": offsets,
         }
+
+
+def _likeliest(answer: Answer, entry: TokenLogprobs) -> dict[str, float]:
+    """Log-probabilities by word; of parts of characters, which read alike, the likeliest one's."""
+    found = dict[str, float]()
+    for token, value in entry.top:  # best first
+        found.setdefault(answer.word(token), value)
+    return found

@@ -1,9 +1,11 @@
-"""Bounds on what a client may send, below the framework: size and time of a body, the key, the names a browser may use."""
+"""Bounds on what a client may send, below the framework: size and time of a body, the key, the names a browser may use; and what
+a client is told when everything above fails."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 from anybit.serving.problems import response
 
+log = logging.getLogger("anybit")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -44,9 +47,12 @@ class Limits:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                route = scope.get("route")
+                begun, route = True, scope.get("route")
                 self.answered(getattr(route, "path", "other"), message["status"])
             await send(message)
 
@@ -62,7 +68,13 @@ class Limits:
         if body is None:
             too_large = response(413, f"the body is larger than {self.body_bytes} bytes; send less")
             return await too_large(scope, receive, counted)
-        return await self.app(scope, _Again(body, receive), counted)
+        try:
+            await self.app(scope, _Again(body, receive), counted)
+        except Exception:
+            if begun:  # too late to say anything: the connection is closed
+                raise
+            log.exception("a request failed")
+            await response(500, "the server failed; see its log")(scope, receive, counted)
 
     def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, str | None, str | None] | None:
         host = re.sub(r":\d+$", "", headers.get("host", ""))

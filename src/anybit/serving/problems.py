@@ -25,7 +25,7 @@ class Problem(Exception):
 
 def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The JSON of an error."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else "requests" if status == 429 else "invalid_request_error"
     return {"error": {"message": _sane(message), "type": kind, "param": param and _sane(param), "code": code}}
 
 

@@ -6,10 +6,11 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -20,6 +21,7 @@ from anybit.serving.batch.request import Request
 from anybit.serving.problems import Problem, as_problem, body
 from anybit.serving.service import Service
 
+Item = TypeVar("Item")
 GONE = 499
 """What is logged for a client that went away; nobody reads it."""
 
@@ -47,15 +49,8 @@ class Reply:
 
     async def whole(self, http: HttpRequest) -> Response:
         """Everything at once; requests of a client that goes away are cancelled."""
-        work = asyncio.ensure_future(self._collect())
-        gone = asyncio.ensure_future(_gone(http))
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-            await asyncio.wait((work,))
-            return Response(status_code=GONE)
-        return JSONResponse(work.result())
+        found = await _while_there(http, self._collect())
+        return Response(status_code=GONE) if found is None else JSONResponse(found)
 
     async def _collect(self) -> dict[str, Any]:
         async def one(index: int) -> list[Part]:
@@ -71,10 +66,12 @@ class Reply:
         choices = [self.choice(at, self.answers[at], parts) for at, parts in enumerate(found)]
         return self.frame(self.kind) | {"choices": choices, "usage": self.used(), "anybit": self._account()}
 
-    async def stream(self) -> Response:
+    async def stream(self, http: HttpRequest) -> Response:
         """Server-sent events. The first is awaited before the answer begins, so that what is refused is an ordinary error."""
         events = self._events()
-        first = await anext(events)
+        first = await _while_there(http, anext(events))
+        if first is None:
+            return Response(status_code=GONE)
 
         async def all_events() -> AsyncGenerator[str]:
             async with aclosing(events):
@@ -86,24 +83,26 @@ class Reply:
 
     async def _events(self) -> AsyncGenerator[str]:
         frame = self.frame("chat.completion.chunk" if self.kind == "chat.completion" else self.kind)
-        queue: asyncio.Queue[tuple[int, Part | None]] = asyncio.Queue()
+        queue = asyncio.Queue[tuple[int, Part | Exception]]()
 
         async def one(index: int) -> None:
-            async with aclosing(self.service.parts(self.requests[index], self.answers[index])) as parts:
-                async for part in parts:
-                    await queue.put((index, part))
-            await queue.put((index, None))
+            try:
+                async with aclosing(self.service.parts(self.requests[index], self.answers[index])) as parts:
+                    async for part in parts:
+                        queue.put_nowait((index, part))
+            except Exception as error:
+                queue.put_nowait((index, error))
 
         tasks = [asyncio.ensure_future(one(index)) for index in range(len(self.requests))]
         left, begun = len(tasks), set[int]()
         try:
             while left:
-                index, part = await _next(queue, tasks)
-                if part is None:
-                    left -= 1
-                    continue
+                index, part = await queue.get()
+                if isinstance(part, Exception):
+                    raise part
                 chunk = self.chunk(index, self.answers[index], part, index not in begun)
                 begun.add(index)
+                left -= part.finish is not None
                 yield _event(frame | {"choices": [chunk], "anybit": {"bits": list(part.bits)}})
             if self.usage:
                 yield _event(frame | {"choices": [], "usage": self.used(), "anybit": self._account()})
@@ -129,41 +128,39 @@ class Reply:
 
     def used(self) -> dict[str, Any]:
         """Tokens of the prompts, each counted once, and of the answers."""
-        prompts = {id(request.prompt_ids): len(request.prompt_ids) for request in self.requests}  # choices share theirs
+        prompts, found = (
+            dict[int, int](),
+            dict[int, int](),
+        )  # choices share a prompt: what the first of them found was cached
+        for request, answer in zip(self.requests, self.answers, strict=True):
+            shared = id(request.prompt_ids)
+            prompts[shared] = len(request.prompt_ids)
+            found[shared] = min(found.get(shared, answer.cached), answer.cached)
         prompt, made = sum(prompts.values()), sum(answer.tokens for answer in self.answers)
-        cached = sum(answer.cached for answer in self.answers)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": made,
             "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+            "prompt_tokens_details": {"cached_tokens": sum(found.values())},
         }
 
     def _account(self) -> dict[str, Any]:
         """Tokens at each precision, and their mean."""
-        bits: dict[int, int] = {}
-        for answer in self.answers:
-            for width, count in answer.bits.items():
-                bits[width] = bits.get(width, 0) + count
-        total = sum(bits.values())
-        mean = sum(width * count for width, count in bits.items()) / total if total else 0.0
-        return {
-            "average_bits": mean,
-            "bits": {str(width): count for width, count in sorted(bits.items(), reverse=True)},
-        }
+        bits = sum((answer.bits for answer in self.answers), Counter[int]())
+        mean = sum(width * count for width, count in bits.items()) / (bits.total() or 1)
+        return {"average_bits": mean, "bits": {str(width): bits[width] for width in sorted(bits, reverse=True)}}
 
 
-async def _next(queue: asyncio.Queue[tuple[int, Part | None]], tasks: Sequence[asyncio.Future[None]]) -> Any:
-    """The next part of any choice; the error of one that failed."""
-    getting = asyncio.create_task(queue.get())
-    while not getting.done():
-        for task in tasks:
-            if task.done() and task.exception():
-                getting.cancel()
-                task.result()
-        running: list[asyncio.Future[Any]] = [getting, *(task for task in tasks if not task.done())]
-        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    return getting.result()
+async def _while_there(http: HttpRequest, work: Awaitable[Item]) -> Item | None:
+    """What `work` brings; None: the client hung up first, and `work` was cancelled."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.wait((task, gone))
 
 
 async def _gone(http: HttpRequest) -> None:

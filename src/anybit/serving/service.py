@@ -90,7 +90,8 @@ class Service:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece]()
 
         def deliver(piece: Piece) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, piece)
+            if not loop.is_closed():  # as after a second signal: nobody is left to tell
+                loop.call_soon_threadsafe(queue.put_nowait, piece)
 
         ticket = self.engine.submit(request, deliver)
         try:

@@ -76,7 +76,7 @@ class BatchEngine:
         self._change = threading.Condition()
         self._accepting, self._open, self._finished = True, True, 0
         self._preempted = 0
-        self._pages_total = model.free_pages
+        self._pages_total = self._pages_free = model.free_pages
         self._thread = threading.Thread(target=self._work, name="anybit-batch", daemon=True)
 
     def start(self) -> None:
@@ -128,12 +128,12 @@ class BatchEngine:
             self._thread.join()
 
     def stats(self) -> Stats:
-        """Counts so far."""
+        """Counts so far, from any thread; pages as the last turn left them."""
         with self._change:
             return Stats(
                 waiting=len(self._waiting),
                 running=len(self._running),
-                pages_free=self._model.free_pages,
+                pages_free=self._pages_free,
                 pages_total=self._pages_total,
                 preempted=self._preempted,
                 finished=self._finished,
@@ -187,11 +187,13 @@ class BatchEngine:
     def _turn(self) -> None:
         """One pass over prompts, then one at each precision over the texts that were read before."""
         ready = [text for text in self._running if not text.reading]
+        groups: dict[int, list[Text]] = {}  # before any pass: it may be a text's last, or change its next precision
+        for text in ready:
+            groups.setdefault(text.steps.next_bits, []).append(text)
         if spans := self._fitting(self._spans(), lambda span: len(span.ids)):
             self._passes.read(spans)
-        for bits in sorted({text.steps.next_bits for text in ready}, reverse=True):
-            group = [text for text in ready if text.slot is not None and text.steps.next_bits == bits]
-            plans = [(text, text.steps.plan(guess=len(ready) == 1)) for text in group]
+        for _, group in sorted(groups.items(), reverse=True):
+            plans = [(text, text.steps.plan(guess=len(ready) == 1)) for text in group if text.slot is not None]
             if plans := self._fitting(plans, lambda plan: len(plan.rows)):
                 self._passes.decode(plans)
 
@@ -202,7 +204,7 @@ class BatchEngine:
             if not text.reading or not left:
                 continue
             beginning = text.prefill, text.request.prompt_ids[:PAGE]
-            if text.read == 0 and beginning in begun and self._prefixes.enabled:
+            if text.read == 0 and beginning in begun and self._prefixes.enabled and len(text.request.prompt_ids) > PAGE:
                 continue  # an older text reads the same pages: they will be there
             begun.add(beginning)
             if text.read == 0:
@@ -271,6 +273,7 @@ class BatchEngine:
                 self._release(text)
             self._running = [text for text in self._running if not text.over]
             self._finished += len(over)
+            self._pages_free = self._model.free_pages  # for `stats`: other threads may not ask the model
             if over or not self._running:
                 self._change.notify_all()
 

@@ -54,7 +54,7 @@ class Passes:
 
     def __init__(self, model: NativeModel, prefixes: Prefixes) -> None:
         self._model, self._prefixes = model, prefixes
-        self.counts = Counts()
+        self.counts = Counts(tokens_by_bits=dict.fromkeys(model.precision.available, 0))  # a copy would mind a new key
 
     def read(self, spans: Sequence[tuple[Text, Span]]) -> None:
         """One pass over spans of one kind."""
@@ -133,7 +133,7 @@ class Passes:
 
     def _made(self, tokens: Sequence[int], bits: int) -> None:
         self.counts.generated_tokens += len(tokens)
-        self.counts.tokens_by_bits[bits] = self.counts.tokens_by_bits.get(bits, 0) + len(tokens)
+        self.counts.tokens_by_bits[bits] += len(tokens)
 
 
 @contextlib.contextmanager

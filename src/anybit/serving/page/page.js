@@ -94,10 +94,8 @@ at("ask").addEventListener("submit", async (event) => {
   try {
     await answer();
   } catch (error) {
-    if (error.name !== "AbortError") {
-      turn("error", error.message);
-      if (messages.at(-1).role === "user") messages.pop();
-    }
+    if (error.name !== "AbortError") turn("error", error.message);
+    if (messages.at(-1).role === "user") messages.pop(); // unanswered: many templates refuse two in a row
   } finally {
     running = null;
     busy(false);
