@@ -346,6 +346,24 @@ def test_ends_and_logprobs(checkpoint, alone):
     assert repeats > 0
 
 
+def test_a_failing_admission_fails_its_request_alone(checkpoint, monkeypatch):
+    served = Served(checkpoint, start=False)
+    broken, other = served.ask(Request(prompt(0, 10), 5)), served.ask(Request(prompt(1, 10), 5))
+    attach, seen = served.engine._prefixes.attach, []
+
+    def once(*words):
+        seen.append(words)
+        return 1 / 0 if len(seen) == 1 else attach(*words)
+
+    monkeypatch.setattr(served.engine._prefixes, "attach", once)
+    served.engine.start()
+    assert served.engine.drain(30)
+    assert served.finish(broken) == "error"
+    assert served.finish(other) == "length"
+    assert served.engine.stats().running == served.engine.stats().waiting == 0
+    served.engine.close()
+
+
 def test_a_failing_pass_fails_its_requests_alone(checkpoint, monkeypatch):
     served = Served(checkpoint, start=False)
     ticket = served.ask(Request(prompt(0, 10), 5))

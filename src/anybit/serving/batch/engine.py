@@ -175,8 +175,8 @@ class BatchEngine:
                 self._drop_cancelled()
                 if not self._open:
                     return
-                self._admit()
             try:
+                self._admit()
                 self._turn()
             except Exception as error:  # a bug or a damaged model: nobody may wait forever
                 log.exception("a pass failed")
@@ -233,17 +233,23 @@ class BatchEngine:
             self._preempted += 1
 
     def _admit(self) -> None:
-        while self._waiting and self._free_slots:
-            text = self._waiting[0]
-            text.slot = self._free_slots.pop()
-            self._attach(text)
-            needed = text.pages(text.known + 1 - text.read)
-            reserve = len(self._running)  # a page for each to grow into, lest it is sent back at once
-            self._prefixes.make_room(needed + reserve)
-            if self._running and self._model.free_pages < needed + reserve:
-                self._release(text)
-                return
-            self._running.append(self._waiting.popleft())
+        with self._change:
+            while self._waiting and self._free_slots:
+                if not self._admit_next(self._waiting[0]):
+                    return
+
+    def _admit_next(self, text: Text) -> bool:
+        """Whether the head of the queue found room."""
+        text.slot = self._free_slots.pop()
+        self._attach(text)
+        needed = text.pages(text.known + 1 - text.read)
+        reserve = len(self._running)  # a page for each to grow into, lest it is sent back at once
+        self._prefixes.make_room(needed + reserve)
+        if self._running and self._model.free_pages < needed + reserve:
+            self._release(text)
+            return False
+        self._running.append(self._waiting.popleft())
+        return True
 
     def _attach(self, text: Text) -> None:
         """Let a text that has read nothing begin with what others read before it."""
@@ -262,6 +268,9 @@ class BatchEngine:
         self._retire()
 
     def _fail(self, reason: str) -> None:
+        with self._change:
+            if self._waiting and self._waiting[0].slot is not None:  # it was being admitted
+                self._running.append(self._waiting.popleft())
         for text in self._running:
             text.give(Piece(finish="error", error=reason))
 
