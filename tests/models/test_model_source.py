@@ -189,6 +189,13 @@ def test_already_quantized(broken):
     assert "already quantized (gptq)" in _error(broken)
 
 
+@pytest.mark.parametrize("part", [{"num_hidden_layers": 10**12}, {"text_config": {"n_layer": 10**12}}])
+def test_blocks_without_end_are_not_built(broken, part):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | part))
+    assert "1000000000000 blocks" in _error(broken)
+
+
 @pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "no-such-model"}', "{}"])
 def test_bad_config(broken, config):
     (broken / "config.json").write_text(config)

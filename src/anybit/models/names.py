@@ -15,6 +15,8 @@ from torch import nn
 from anybit.errors import InputError
 from anybit.models.shards import Entry
 
+BLOCKS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
+"""What model families call the number of their blocks in config.json."""
 _EXPERT = re.compile(r"(?P<list>.+)\.(?P<index>\d+)\.(?P<part>gate_up|down)\.weight")
 # (gate, up), down as separate checkpoints call them; each row is one naming scheme in the wild
 _EXPERT_SCHEMES = ((("gate_proj", "up_proj"), "down_proj"), (("w1", "w3"), "w2"))

@@ -11,6 +11,7 @@ Only safetensors are read, pickle never; code that comes with a checkpoint is ne
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from anybit.errors import InputError
-from anybit.models.names import Plan, plan_parameters
+from anybit.models.names import BLOCKS, Plan, plan_parameters
 from anybit.models.normalize import conv1d_weights, normalize
 from anybit.models.shards import Shards
 from anybit.models.skeleton import empty_model, release
 
 __all__ = ["ModelSource", "open_model", "release"]
 
+MOST_BLOCKS = 4096
+"""A config.json that names more is damaged: transformers would build them all before anybody could look."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -171,10 +174,21 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
+def _counted(config: Any) -> list[int]:
+    """Every number of blocks that a config.json names, also those of its parts."""
+    if not isinstance(config, dict):
+        return []
+    own = [config[key] for key in BLOCKS & config.keys() if isinstance(config[key], int)]
+    return own + [count for part in config.values() for count in _counted(part)]
+
+
 def _read_config(path: Path) -> PretrainedConfig:
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json; give a Hugging Face model directory, a .gguf file or a hub id")
     try:
+        blocks = max(_counted(json.loads((path / "config.json").read_text(encoding="utf-8"))), default=0)
+        if blocks > MOST_BLOCKS:
+            raise ValueError(f"{blocks} blocks")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # config classes validate with their own exceptions, JSON and OS errors add theirs
         reason = (str(error).splitlines() or [""])[0]

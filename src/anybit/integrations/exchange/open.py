@@ -17,6 +17,7 @@ from anybit.integrations import awq, gptq
 from anybit.integrations.compressed_tensors import read as compressed_tensors
 from anybit.integrations.exchange.account import Account
 from anybit.integrations.exchange.foreign import Shape, Stored, check_blocks
+from anybit.models.names import BLOCKS
 from anybit.models.shards import Shards
 
 
@@ -68,8 +69,6 @@ class LayerReader(Protocol):
         ...
 
 
-BLOCKS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
-"""What model families call the number of their blocks."""
 READERS: dict[str, Callable[[Mapping[str, Any], Account], LayerReader]] = {
     "gptq": gptq.Reader,
     "awq": awq.Reader,
