@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "openmp.h"
 #include "seats.h"
 
 namespace anybit {
@@ -80,9 +81,11 @@ class alignas(64) Share {
   std::atomic<std::uint64_t> range_{0};
 };
 
+thread_local bool own_workers = false;
+
 // A job is a number of blocks of rows, dealt out in shares; whoever is awake takes blocks, and `unfinished_` says when all are
 // done. The caller works too and waits for taken blocks only: a worker that the system wakes late, because a neighbour holds its
-// core, costs nothing.
+// core, costs nothing. OpenMP's team, where that does a job, is waited for whole.
 class Pool {
  public:
   explicit Pool(int count) : count_(static_cast<std::size_t>(count)), seats_(count), shares_(count_) {
@@ -104,12 +107,11 @@ class Pool {
     const std::size_t blocks = (items + block - 1) / block;
     items_ = items, block_ = block, task_ = task, context_ = context;
     unfinished_.store(static_cast<std::uint32_t>(blocks), std::memory_order_relaxed);
-    seats_.sit(0);
     for (std::size_t id = 0; id < count_; ++id) shares_[id].fill(blocks * id / count_, blocks * (id + 1) / count_);
-    announce();
-    run_blocks(0);
-    for (auto left = unfinished_.load(std::memory_order_acquire); left; left = unfinished_.load(std::memory_order_acquire))
-      await_change(unfinished_, left, kHasty);
+    if (const OpenMp* openmp = own_workers ? nullptr : OpenMp::loaded(); openmp && openmp->threads() == count())
+      run_team(*openmp);
+    else
+      run_workers();
     busy_.clear(std::memory_order_release);
     busy_.notify_all();
   }
@@ -117,6 +119,21 @@ class Pool {
   void wait_idle() { busy_.wait(true); }
 
  private:
+  void run_team(const OpenMp& openmp) {
+    members_.store(0, std::memory_order_relaxed);
+    openmp.run([](void* pool) { static_cast<Pool*>(pool)->run_member(); }, this, count());
+  }
+
+  void run_member() { run_blocks(members_.fetch_add(1, std::memory_order_relaxed)); }
+
+  void run_workers() {
+    seats_.sit(0);
+    announce();
+    run_blocks(0);
+    for (auto left = unfinished_.load(std::memory_order_acquire); left; left = unfinished_.load(std::memory_order_acquire))
+      await_change(unfinished_, left, kHasty);
+  }
+
   void announce() {
     job_.fetch_add(1, std::memory_order_release);
     job_.notify_all();
@@ -147,6 +164,7 @@ class Pool {
   const std::size_t count_;
   Seats seats_;
   std::vector<Share> shares_;
+  std::atomic<std::size_t> members_{0};
   std::atomic_flag busy_;
   alignas(64) std::atomic<std::uint32_t> job_{0};
   std::atomic<bool> ending_{false};
@@ -191,6 +209,9 @@ std::shared_ptr<Pool> pool() {
 }
 
 }  // namespace
+
+OwnWorkers::OwnWorkers() : before_(own_workers) { own_workers = true; }
+OwnWorkers::~OwnWorkers() { own_workers = before_; }
 
 void parallel_for(std::size_t items, std::size_t grain, Task task, void* context) {
   if (items) pool()->run(items, grain, task, context);

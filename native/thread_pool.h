@@ -3,6 +3,10 @@
 // Workers look for the next job for 100 microseconds (a decode step is hundreds of short jobs), offering their core to others all
 // the while, then sleep in the kernel: an idle pool costs nothing, and a busy neighbour is never starved. A pool that is already
 // working, also one that is asked from inside a task, makes that caller do its job alone. Figures: NOTES.md.
+//
+// In a process with PyTorch the kernels behind its operators run on OpenMP's threads instead, as everything between them does:
+// those look for the next job between two of ours, and would hold the processors that our workers want. That is so where a team
+// of OpenMP has `threads()` threads, and no `OwnWorkers` is alive.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +38,18 @@ void parallel_rows(std::size_t rows, std::size_t grain, std::size_t work_per_row
 
 // Default: ANYBIT_THREADS, or the processors this process may run on.
 int threads();
+
+// While one lives, jobs of this thread are for the workers: in code that runs many of them and nothing of OpenMP's between.
+class OwnWorkers {
+ public:
+  OwnWorkers();
+  ~OwnWorkers();
+  OwnWorkers(const OwnWorkers&) = delete;
+  OwnWorkers& operator=(const OwnWorkers&) = delete;
+
+ private:
+  bool before_;
+};
 
 // 1..256; throws std::invalid_argument otherwise. Waits for a running job.
 void set_threads(int count);

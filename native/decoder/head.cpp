@@ -68,6 +68,7 @@ size_t Decoder::pass_rows(const Batch& batch, size_t first) {
 
 template <class Head>
 void Decoder::run(const Batch& batch, size_t head_rows, Head&& head) {
+  const OwnWorkers alone;
   check(batch);
   precision_ = *model_.precision, halves_ = batch.prompt && linear_w_bf16_runs();
   const auto norm = ANYBIT_ACTIVE(quantize_activations_table).rms_norm;
