@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --out benchmarks/results/quality-smollm2.json gptq-w4 rtn-w4 "gptq-w4 weights.bits=3"
     python benchmarks/quality.py --out benchmarks/results/abq-low-smollm2.json --samples 8 --windows 8 \
-        abq-w2a8 "abq-w2a8 weights.balanced=false" abq-w4a4
+        abq-w2a8 "abq-w2a8 weights.balanced=false" abq-w4a4 "abq-w4a4 weights.group_size=-1"
 
 Each argument is a recipe name followed by overrides. Resumable: rows already in the file are kept, so one file has one number of
 samples and windows.

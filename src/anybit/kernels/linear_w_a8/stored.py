@@ -103,7 +103,7 @@ def row_sums(w: Tiled[Array], reach: int) -> Array:
         zero = 0.0 if w.zero is None else w.zero_mul * _by_row(_zeros(w.zero), rows)
         steps -= (zero + w.zero_add) * counts
     values = steps * _by_row(w.scale, rows).astype(np.float64) * w.scale_mul
-    starts = np.arange(0, values.shape[1], max(reach // group, 1))
+    starts = np.arange(0, values.shape[1], -(-reach // group))
     return np.asarray(np.add.reduceat(values, starts, axis=1).astype(np.float32))
 
 
