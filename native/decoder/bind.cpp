@@ -3,6 +3,7 @@
 
 #include "bind.h"
 #include "decoder/decoder.h"
+#include "linear_w_a8/weight_at.h"
 #include "quantize_activations/scheme.h"
 
 namespace anybit {
@@ -10,12 +11,7 @@ namespace {
 
 void add_part(Linear& linear, Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple scalars, size_t offset,
               Address grain, Address mask) {
-  TiledWeight w{};
-  w.planes = at<const std::uint8_t>(planes), w.scale = at<const std::uint16_t>(scale), w.zero = at<const std::uint8_t>(zero);
-  w.bits = nb::cast<size_t>(sizes[0]), w.rows = nb::cast<size_t>(sizes[1]), w.columns = nb::cast<size_t>(sizes[2]);
-  w.group_size = nb::cast<size_t>(sizes[3]), w.groups = nb::cast<size_t>(sizes[4]), w.zero_bytes = nb::cast<size_t>(sizes[5]);
-  w.scale_mul = nb::cast<float>(scalars[0]), w.zero_mul = nb::cast<float>(scalars[1]), w.zero_add = nb::cast<float>(scalars[2]);
-  w.grain = at<const std::uint8_t>(grain), w.mask = at<const std::uint8_t>(mask);
+  const TiledWeight w = weight_at(planes, scale, zero, sizes, scalars, grain, mask);
   linear.parts.push_back({w, offset});
   linear.rows = offset + w.rows, linear.columns = w.columns;
 }

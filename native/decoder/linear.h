@@ -20,11 +20,6 @@ void each_row(size_t rows, size_t width, Body&& body) {
   parallel_for(rows, std::max<size_t>(1, kRowWork / width), range);
 }
 
-// Whether `quantize` makes what the scheme asks for: int8, symmetric, as it comes.
-inline bool is_plain(const Scheme& s, size_t group) {
-  return s.bits == 8 && s.symmetric && s.clip == 1.0f && !s.scale && !s.bypassed && s.group_size == group;
-}
-
 inline Activations Decoder::activations(const TiledWeight& weight, size_t rows) {
   return {work_.codes.data(), work_.scale.data(), work_.sums.data(), rows, weight.columns, activation_stride(weight.columns),
           weight.group_size,  weight.groups};
@@ -33,7 +28,6 @@ inline Activations Decoder::activations(const TiledWeight& weight, size_t rows) 
 template <class Make>
 void Decoder::linear(const Linear& linear, size_t rows, bool halves, float* y, float* input, size_t stride, Make&& make) {
   const QuantizeActivationsTable& k = ANYBIT_ACTIVE(quantize_activations_table);
-  const auto encode = ANYBIT_ACTIVE(encode_table).encode;
   const auto round = ANYBIT_ACTIVE(linear_w_bf16_table).round_row;
   const auto rotate = ANYBIT_ACTIVE(hadamard_table).rotate;
   const HalfActivations rounded{work_.halves.data(), rows, linear.columns, half_stride(linear.columns)};
@@ -48,7 +42,6 @@ void Decoder::linear(const Linear& linear, size_t rows, bool halves, float* y, f
       if (!half) x = activations(weight, rows), scheme = part.scheme;
       const Scheme* by = scheme == kNoScheme ? nullptr : &linear.schemes[scheme];
       const size_t width = by ? by->side_width(linear.columns) : 0;
-      const bool plain = by && is_plain(*by, x.group_size);
       each_row(rows, linear.columns, [&](size_t t) {
         float* row = input + t * stride;
         if (!made) {
@@ -56,7 +49,7 @@ void Decoder::linear(const Linear& linear, size_t rows, bool halves, float* y, f
           if (linear.rotation.power) rotate(row, linear.columns, linear.rotation);
         }
         if (half) round(row, rounded, t);
-        else if (by && !plain) encode(row, *by, x, work_.side.data() + t * width, t);
+        else if (by) encode_row(row, *by, x, work_.side.data() + t * width, t);
         else k.quantize(row, x, t);
       });
       made = true, have_halves |= half;

@@ -1,4 +1,9 @@
-// linear_w_a8 under sanitizers: tiles, activations and results of exactly the documented sizes, against plain integers.
+// linear_w_a8 and linear_integer under sanitizers: tiles, activations and results of exactly the documented sizes, against plain
+// integers.
+#include <cmath>
+#include <cstring>
+
+#include "linear_integer/cpu.h"
 #include "thread_pool.h"
 #include "tiles.h"
 
@@ -67,6 +72,28 @@ void check(const Tiles& w, const TiledWeight& view, size_t tokens) {
     }
 }
 
+// A whole layer, with an offset and a float column: bfloat16 rows against float32 ones.
+void check_layer(const Tiles& w, const TiledWeight& view, size_t tokens) {
+  const std::uint32_t bypass = static_cast<std::uint32_t>(w.columns / 2);
+  Exact<float> x(tokens * w.columns), y(tokens * w.rows), row_sums(w.blocks * 16, 0.25f);
+  Exact<std::uint16_t> halves(tokens * w.columns), y_halves(tokens * w.rows), columns(w.blocks * 16, 0x3800);  // float16 0.5
+  IntegerLayer layer{view, {row_sums.data(), columns.data(), 1, 1, w.rows}, {}};
+  layer.scheme.symmetric = false, layer.scheme.group_size = w.columns, layer.scheme.bypass = &bypass, layer.scheme.bypassed = 1;
+  std::mt19937 random(static_cast<unsigned>(tokens));
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(static_cast<int>(random() % 17) - 8);
+    std::memcpy(&halves[i], reinterpret_cast<char*>(&x[i]) + 2, 2);
+  }
+  linear_integer(layer, {x.data(), y.data(), tokens, false});
+  linear_integer(layer, {halves.data(), y_halves.data(), tokens, true});
+  for (size_t i = 0; i < y.size(); ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(y_halves[i]) << 16;
+    float half;
+    std::memcpy(&half, &bits, sizeof half);
+    expect(std::abs(half - y[i]) <= std::abs(y[i]) / 256, "bfloat16 rows", i, w.columns, w.bits);
+  }
+}
+
 void check_all() {
   size_t turn = 0;
   const size_t tokens[] = {1, 2, 3, 5, 16, 35, 83};
@@ -77,6 +104,7 @@ void check_all() {
           const size_t zero_bytes[] = {0, 16, size_t{bits <= 4 ? 8u : 16u}};
           const Tiles dense(bits, rows, columns, group, zero_bytes[turn % 3]);
           check(dense, dense.view(), tokens[turn % 7]);
+          check_layer(dense, dense.view(), tokens[turn % 7]);
           if (bits > 1 && group != 32) {
             const Sparse sparse(bits, rows, columns, group);
             check(sparse.whole, sparse.view(), tokens[turn % 7]);

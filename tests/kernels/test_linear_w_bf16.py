@@ -72,6 +72,16 @@ def test_a_token_depends_on_itself_alone(unit):
     assert torch.equal(mixed[6:], whole[6:])
 
 
+@pytest.mark.parametrize("impl", op.IMPLEMENTATIONS)
+def test_rows_of_bfloat16_are_rounded_once_more(unit, impl):
+    for rows, columns, group in SHAPES:
+        case = Case(4, rows, columns, group, 1)
+        for tokens in (1, 17, 40, 600):
+            x = torch.randn(tokens, columns).bfloat16()
+            found = op.linear(x, case.weight, impl)
+            assert torch.equal(found, op.linear(x.float(), case.weight, impl).bfloat16())
+
+
 def test_fewer_planes_and_a_moved_grid(unit):
     case = Case(6, 40, 96, 32, 1)
     lower = replace(case.weight, bits=3, scale_mul=8.0, zero_mul=0.125, zero_add=-0.4375)
@@ -84,5 +94,5 @@ def test_what_cannot_run_says_so(isa):
     if isa != "amx":
         with pytest.raises(KernelUnavailable, match=f"instruction set '{isa}' has no bfloat16 matrix unit"):
             op.linear(torch.ones(1, 64), case.weight, "native")
-    with pytest.raises(FormatError, match=r"x must be float32 \[T, 64\], got torch.float32 \(1, 63\)"):
+    with pytest.raises(FormatError, match=r"x must be float32 or bfloat16 \[T, 64\], got torch.float32 \(1, 63\)"):
         op.linear(torch.ones(1, 63), case.weight)

@@ -83,6 +83,24 @@ def test_integers_equal_float64_on_decoded_numbers(spec: IntActivations, tokens:
         assert bool(((found.double() - expected).abs() <= bound).all())
 
 
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.granularity == "token"])
+def test_a_last_group_that_is_short(spec: IntActivations) -> None:
+    weight = torch.randn(ROWS, 96, generator=torch.Generator().manual_seed(2)) + 1
+    grid = Affine.fit(weight, 4, 64, False)
+    term = CodeTerm.from_codes(grid.encode(weight), grid)
+    x = inputs(5)[:, :96]
+    read = spec.encode(x, {}).values().double()
+    expected = read @ term.dense().double().t()
+    assert torch.allclose(IntegerProduct([term], spec)(x).double(), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_bfloat16_rows_are_the_float32_that_they_are(spec: IntActivations) -> None:
+    for terms in ([code_terms()[0]], with_side(code_terms()[0])):
+        apply, x = IntegerProduct(terms, spec), inputs(6).bfloat16()
+        assert torch.equal(apply(x), apply(x.float()).bfloat16())
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_columns_bypass_and_low_rank_is_added(spec: IntActivations) -> None:
     terms = with_side(code_terms()[0])

@@ -10,6 +10,7 @@ term its two factors. Weight codes are 0 in columns that bypass, so nothing is g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,18 +20,18 @@ from anybit.formats.activation import ActivationSpec, Codes, FloatActivations, I
 from anybit.formats.form import Form
 from anybit.formats.terms import CodeTerm, ColumnsTerm, LowRankTerm, Term, dense
 from anybit.kernels import native
-from anybit.kernels.linear_side import op as linear_side
+from anybit.kernels.linear_integer.op import IntegerLinear
+from anybit.kernels.linear_integer.reference import linear
 from anybit.kernels.linear_side.tiles import Side, tile_side
 from anybit.kernels.linear_w_a8 import op as linear_w_a8
 from anybit.kernels.linear_w_a8 import stored
 from anybit.kernels.linear_w_a8.tiles import Array
-from anybit.kernels.quantize_activations import encode as quantize_activations
 
 Encode = Callable[[Tensor], Codes]
 
 
 class IntegerProduct:
-    """x float32 [T, K] -> [T, N] through one code term on the integer kernel and any number of float ones."""
+    """x float32 or bfloat16 [T, K] -> [T, N] through one code term on the integer kernel and any number of float ones."""
 
     def __init__(
         self, terms: Sequence[Term], spec: ActivationSpec, tensors: Mapping[str, Tensor] | None = None
@@ -48,14 +49,17 @@ class IntegerProduct:
         offset = isinstance(spec, IntActivations) and not spec.symmetric
         sums = None if not offset else stored.row_sums(tiled, reach)
         self._side = _side(sums, [t for t in terms if isinstance(t, ColumnsTerm)])
+        rest = self._side, self._tensors, self._bypass
+        self._codes: Callable[[Tensor], Tensor] = partial(linear, self._weight, spec, *rest)
+        if isinstance(spec, IntActivations):
+            self._codes = IntegerLinear(self._weight, spec, *rest)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """float32 [T, N]; a token's result depends on its row alone, bit for bit (with a low-rank term up to its rounding)."""
-        codes = quantize_activations.encode(x, self._spec, self._weight.group_size, self._tensors, self._bypass)
-        y = linear_w_a8.linear_quantized(linear_w_a8.Quantized(codes.codes, codes.scale, codes.sums), self._weight)
-        if self._side is not None:
-            linear_side.add_(y, codes.side, self._side)
-        return self._with_low_rank(y, x)
+        """[T, N] in the dtype of x; a token's result depends on its row alone, bit for bit (with a low-rank term up to its
+        rounding)."""
+        if self._low_rank:
+            return self._with_low_rank(self._codes(x.float()), x.float()).to(x.dtype)
+        return self._codes(x)
 
     def _with_low_rank(self, y: Tensor, x: Tensor) -> Tensor:
         for u, v in self._low_rank:

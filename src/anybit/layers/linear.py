@@ -14,6 +14,7 @@ from anybit.formats.dual_grained import DualGrained
 from anybit.formats.tender import TenderActivations
 from anybit.formats.terms import CodeTerm, Term, load_terms, tensor_specs
 from anybit.kernels import native
+from anybit.kernels.linear_integer import op as linear_integer
 from anybit.kernels.linear_w_a16 import op as linear_w_a16
 from anybit.kernels.linear_w_a16.weight import Weight, of_decoder
 from anybit.layers import integer
@@ -177,13 +178,19 @@ def quantized_product(
     def encode(x: Tensor) -> Codes:
         return spec.encode(x, tensors, integer.bypassed(terms))
 
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     if torch.compiler.is_compiling() or integer.refusal(terms, spec):
         apply: Product = integer.fake(terms, encode, bits)
     elif isinstance(spec, TenderActivations):
         apply = TenderProduct(terms, spec, tensors)
     else:
-        apply = integer.IntegerProduct(terms, spec, tensors)
-    return lambda x: apply(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
+        apply, dtypes = integer.IntegerProduct(terms, spec, tensors), linear_integer.DTYPES
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return apply(rows if x.dtype in dtypes else rows.float()).view(*x.shape[:-1], -1).to(x.dtype)
+
+    return run
 
 
 def _kernel(term: CodeTerm, width: int) -> Product | None:

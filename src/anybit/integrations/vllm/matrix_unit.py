@@ -39,8 +39,8 @@ def refusal(shard: Shard) -> str:
 
 
 def products(shard: Shard, asked: Sequence[int]) -> dict[int, Callable[[Tensor], Tensor]]:
-    """For each precision asked of the model, x float32 [T, K] (of bfloat16 numbers) -> float32 [T, N]; for a shard without
-    `refusal`. The tiles are a second copy of the codes, which all precisions share."""
+    """For each precision asked of the model, x bfloat16 [T, K] -> [T, N]; for a shard without `refusal`. The tiles
+    are a second copy of the codes, which all precisions share."""
     (term,) = [term for term in shard.terms if isinstance(term, CodeTerm)]
     form, tensors = save_terms([term], term.shape)
     part, columns = form["terms"][0], term.shape[1]

@@ -43,10 +43,12 @@ def _on_cpu(shard: Shard, widths: Widths, dtype: torch.dtype) -> Product:
     many = matrix_unit.products(shard, asked) if unit else exact
 
     def apply(x: Tensor) -> Tensor:
-        # Kernels take float32 whatever x is; converted once, they take their shortest way in.
-        rows = apply_inputs(x.float().contiguous(), shard.inputs)
-        run = exact if len(rows) <= matrix_unit.FEW_TOKENS else many
-        return run[widths.bits if len(run) > 1 else asked[0]](rows).to(x.dtype)
+        products = exact if len(x) <= matrix_unit.FEW_TOKENS else many
+        run = products[widths.bits if len(products) > 1 else asked[0]]
+        if shard.inputs or (shard.spec is None and products is exact):
+            # These take float32 whatever x is; converted once, they take their shortest way in.
+            return run(apply_inputs(x.float().contiguous(), shard.inputs)).to(x.dtype)
+        return run(x)
 
     return apply
 

@@ -1,17 +1,9 @@
 #include "bind.h"
 #include "cpu.h"
+#include "weight_at.h"
 
 namespace anybit {
 namespace {
-
-TiledWeight weight_at(Address planes, Address scale, Address zero, nb::tuple sizes, nb::tuple factors, Address grain,
-                      Address mask) {
-  const auto size = [&](int i) { return nb::cast<size_t>(sizes[i]); };
-  const auto factor = [&](int i) { return nb::cast<float>(factors[i]); };
-  return {at<const std::uint8_t>(planes), at<const std::uint16_t>(scale), at<const std::uint8_t>(zero), size(0), size(1), size(2),
-          size(3), size(4), size(5), factor(0), factor(1), factor(2), at<const std::uint8_t>(grain),
-          at<const std::uint8_t>(mask)};
-}
 
 Activations activations_at(Address codes, Address scale, Address sums, size_t tokens, const TiledWeight& w) {
   return {at<std::int8_t>(codes), at<float>(scale), at<float>(sums), tokens, w.columns, activation_stride(w.columns), w.group_size,

@@ -1,6 +1,7 @@
 // y = x W^T for bit-plane weights and bfloat16 activations, many tokens at a time; op.py has the contract.
 #pragma once
 
+#include "halves.h"
 #include "linear_w_a8/cpu.h"
 
 namespace anybit {
@@ -28,6 +29,10 @@ bool linear_w_bf16_runs();
 // y [tokens, y_stride]: columns [0, rows) of each token are written. Weights are decoded to bfloat16 (one rounding), sums are
 // float32 in the order of the hardware: each y[t, n] depends on x[t] and row n alone, bit for bit.
 void linear_w_bf16(const TiledWeight& w, const HalfActivations& x, float* y, size_t y_stride);
+
+// The same for rows of float32, rounded here, or of bfloat16: y then is bfloat16 too, the same sums rounded once.
+void linear_w_bf16(const TiledWeight& w, const Rows& rows);
+
 // Of x float32 [tokens, columns].
 void round_to_bf16(const float* x, const HalfActivations& out);
 

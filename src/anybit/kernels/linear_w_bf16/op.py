@@ -31,13 +31,13 @@ def refusal() -> str:
 
 
 def linear(x: Tensor, w: Tiled, impl: str | None = None) -> Tensor:
-    """x float32 [T, K] @ W^T: float32 [T, N]; x and the decoded weights are rounded to bfloat16.
+    """x float32 or bfloat16 [T, K] @ W^T: [T, N] in the dtype of x; x and the decoded weights are rounded to bfloat16.
 
     Raises:
-        FormatError: x is not float32 [T, K], or w is 2:4 sparse. KernelUnavailable: the forced `impl` cannot run here.
+        FormatError: x is neither, or w is 2:4 sparse. KernelUnavailable: the forced `impl` cannot run here.
     """
-    if x.dtype != torch.float32 or x.ndim != 2 or x.shape[1] != w.columns:
-        raise FormatError(f"x must be float32 [T, {w.columns}], got {x.dtype} {tuple(x.shape)}")
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.ndim != 2 or x.shape[1] != w.columns:
+        raise FormatError(f"x must be float32 or bfloat16 [T, {w.columns}], got {x.dtype} {tuple(x.shape)}")
     if impl not in (None, *IMPLEMENTATIONS):
         raise KernelUnavailable(f"linear_w_bf16 has no implementation '{impl}'; known: {', '.join(IMPLEMENTATIONS)}")
     if w.mask is not None:
@@ -45,13 +45,14 @@ def linear(x: Tensor, w: Tiled, impl: str | None = None) -> Tensor:
     reason = refusal()
     if impl == "native" and reason:
         raise KernelUnavailable(f"linear_w_bf16 'native' cannot run: {reason}")
-    return reference.linear(x, w) if reason or impl == "reference" else _native(x.contiguous(), w)
+    if reason or impl == "reference":
+        return reference.linear(x.float(), w).to(x.dtype)
+    return _native(x.contiguous(), w)
 
 
 def _native(x: Tensor, w: Tiled) -> Tensor:
-    tokens, stride = len(x), (-(-w.columns // 32) | 1) * 32  # `half_stride` in cpu.h
-    y, scratch = torch.empty(tokens, w.rows), torch.empty(tokens, stride, dtype=torch.bfloat16)
+    y = torch.empty(len(x), w.rows, dtype=x.dtype)
     zero = 0 if w.zero is None else w.zero.data_ptr()
     weight = (w.planes.data_ptr(), w.scale.data_ptr(), zero, w.sizes, w.factors)
-    native.loaded().linear_w_bf16(x.data_ptr(), scratch.data_ptr(), tokens, *weight, y.data_ptr())
+    native.loaded().linear_w_bf16(x.data_ptr(), len(x), x.dtype == torch.bfloat16, *weight, y.data_ptr())
     return y

@@ -42,6 +42,9 @@ void quantize_rows(const float* x, const Activations& out, size_t first, size_t 
 // The same by `scheme`; side [tokens, side_width].
 void encode_rows(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t first, size_t last);
 
+// One row and its side.
+void encode_row(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t token);
+
 // y = x / sqrt(mean(x^2) + eps) * weight, or * (1 + weight) with `plus_one`; weight [columns], or null for none. y may be x.
 // A row whose mean square is NaN or overflows becomes NaN.
 void rms_norm_rows(const float* x, const float* weight, bool plus_one, float eps, float* y, size_t columns, size_t first,

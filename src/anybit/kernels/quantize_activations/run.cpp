@@ -13,6 +13,11 @@ void for_tokens(size_t first, size_t last, size_t columns, F body) {
   });
 }
 
+// Whether `quantize` makes what the scheme asks for: int8, symmetric, as it comes.
+bool is_plain(const Scheme& s, size_t group) {
+  return s.bits == 8 && s.symmetric && s.clip == 1.0f && !s.scale && !s.bypassed && s.group_size == group;
+}
+
 }  // namespace
 
 void quantize_rows(const float* x, const Activations& out, size_t first, size_t last) {
@@ -21,9 +26,13 @@ void quantize_rows(const float* x, const Activations& out, size_t first, size_t 
 }
 
 void encode_rows(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t first, size_t last) {
-  const auto encode = ANYBIT_ACTIVE(encode_table).encode;
   const size_t width = scheme.side_width(out.columns);
-  for_tokens(first, last, out.columns, [&](size_t t) { encode(x + t * out.columns, scheme, out, side + t * width, t); });
+  for_tokens(first, last, out.columns, [&](size_t t) { encode_row(x + t * out.columns, scheme, out, side + t * width, t); });
+}
+
+void encode_row(const float* x, const Scheme& scheme, const Activations& out, float* side, size_t token) {
+  if (is_plain(scheme, out.group_size)) return ANYBIT_ACTIVE(quantize_activations_table).quantize(x, out, token);
+  ANYBIT_ACTIVE(encode_table).encode(x, scheme, out, side, token);
 }
 
 void rms_norm_rows(const float* x, const float* weight, bool plus_one, float eps, float* y, size_t columns, size_t first,
