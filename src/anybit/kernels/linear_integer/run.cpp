@@ -13,27 +13,21 @@ struct Between {
   Scratch<float> scale, sums, side;
 };
 
-// Codes of tokens [first, first + count), and their side.
-Activations encode(const IntegerLayer& layer, const Rows& rows, size_t first, size_t count, Between& between, float*& side) {
-  const TiledWeight& w = layer.weight;
-  const size_t stride = activation_stride(w.columns), width = layer.scheme.side_width(w.columns);
-  const Activations out{between.codes.at_least(count * stride), between.scale.at_least(count * w.groups),
-                        between.sums.at_least(count * w.groups), count, w.columns, stride, w.group_size, w.groups};
-  side = between.side.at_least(count * width);
-  if (!rows.halves) {
-    encode_rows(static_cast<const float*>(rows.x) + first * w.columns, layer.scheme, out, side, 0, count);
-    return out;
-  }
+// Codes of the rows from `first` on, and their side.
+void encode(const Scheme& scheme, const Rows& rows, size_t first, const Activations& out, float* side) {
+  const size_t columns = out.columns, width = scheme.side_width(columns);
+  if (!rows.halves)
+    return encode_rows(static_cast<const float*>(rows.x) + first * columns, scheme, out, side, 0, out.tokens);
   const auto widen = ANYBIT_ACTIVE(halves_table).widen;
-  const auto* x = static_cast<const std::uint16_t*>(rows.x) + first * w.columns;
-  parallel_rows(count, 1, 8 * w.columns, [&, to = side](size_t begin, size_t end) noexcept {
-    static thread_local Scratch<float> row;
+  const auto* x = static_cast<const std::uint16_t*>(rows.x) + first * columns;
+  parallel_rows(out.tokens, 1, 8 * columns, [&](size_t begin, size_t end) noexcept {
+    static thread_local Scratch<float> scratch;
+    float* row = scratch.at_least(columns);
     for (size_t t = begin; t < end; ++t) {
-      widen(x + t * w.columns, row.at_least(w.columns), w.columns);
-      encode_row(row.at_least(w.columns), layer.scheme, out, to + t * width, t);
+      widen(x + t * columns, row, columns);
+      encode_row(row, scheme, out, side + t * width, t);
     }
   });
-  return out;
 }
 
 // Row blocks [first, last) of y [tokens, y_stride].
@@ -49,10 +43,13 @@ void multiply(const IntegerLayer& layer, const Activations& x, const float* side
 void linear_integer(const IntegerLayer& layer, const Rows& rows) {
   static thread_local Between between;
   const TiledWeight& w = layer.weight;
+  const size_t most = std::min(kTokens, rows.tokens), stride = activation_stride(w.columns);
+  Activations x{between.codes.at_least(most * stride), between.scale.at_least(most * w.groups), between.sums.at_least(most * w.groups),
+                most, w.columns, stride, w.group_size, w.groups};
+  float* side = between.side.at_least(most * layer.scheme.side_width(w.columns));
   for (size_t first = 0, count; first < rows.tokens; first += count) {
-    count = std::min(kTokens, rows.tokens - first);
-    float* side;
-    const Activations x = encode(layer, rows, first, count, between, side);
+    x.tokens = count = std::min(most, rows.tokens - first);
+    encode(layer.scheme, rows, first, x, side);
     parallel_rows(w.row_blocks(), 1, TiledWeight::kRows * w.columns * w.bits * count, [&](size_t begin, size_t end) noexcept {
       const auto run = [&](float* y, size_t stride, size_t from, size_t to) { multiply(layer, x, side, y, stride, from, to); };
       if (rows.halves)
