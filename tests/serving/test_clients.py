@@ -108,20 +108,21 @@ def test_stopping_loses_nothing_that_was_accepted(process):
     answers = []
 
     def ask(seed):
-        body = {"prompt": f"{seed} fox", "max_tokens": 600, "temperature": 0, "stream": seed % 2 == 0}
+        body = {"prompt": f"{seed} fox", "max_tokens": 1200, "temperature": 0, "stream": seed % 2 == 0}
         answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60))
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(20)]
     for thread in threads:
         thread.start()
-    running = 0.0
-    while running < 20:
-        metrics = httpx.get(f"{url}/metrics").text
+    accepted = 0.0
+    while accepted < 20:  # on a busy machine the first may be answered before the last has come
+        answered, metrics = len(answers), httpx.get(f"{url}/metrics").text
         running = sum(float(v) for v in re.findall(r"^anybit_(?:running|waiting) (\S+)$", metrics, re.MULTILINE))
-        assert not answers, "the texts are too short for this test"
+        accepted = running + answered
+    assert running > 0, "the texts are too short for this test"
     server.send_signal(signal.SIGTERM)
     while httpx.get(f"{url}/health").status_code == 200:
-        assert not answers, "the texts are too short for this test"
+        assert len(answers) < 20, "the texts are too short for this test"
     late = httpx.post(f"{url}/v1/completions", json=BODY)
     assert (late.status_code, late.headers["retry-after"]) == (503, "1")
     for thread in threads:
@@ -129,7 +130,7 @@ def test_stopping_loses_nothing_that_was_accepted(process):
     assert len(answers) == 20
     for answer in answers:
         assert answer.status_code == 200
-        assert "data: [DONE]" in answer.text or answer.json()["usage"]["completion_tokens"] == 600
+        assert "data: [DONE]" in answer.text or answer.json()["usage"]["completion_tokens"] == 1200
     assert server.wait(20) == 0
     assert server.stderr.read() == ""
 
